@@ -1,0 +1,35 @@
+"""Progress reports, without any room below the command line printing something itself.
+
+Long work takes a `progress` argument: called with ``total``, ``desc`` and ``unit`` it returns a
+bar, a context manager with ``update(n)`` and ``set_postfix_str(text)``. The class ``tqdm.tqdm`` is
+one as it stands; `silent` is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class SilentBar:
+    """A bar that shows nothing."""
+
+    def __enter__(self) -> SilentBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more units as done."""
+
+    def set_postfix_str(self, text: str) -> None:
+        """Show `text` beside the bar."""
+
+
+def silent(total: int | None = None, desc: str = "", unit: str = "it") -> SilentBar:
+    """Return a bar that shows nothing."""
+    return SilentBar()
+
+
+Progress = Callable[..., Any]
