@@ -1,0 +1,215 @@
+"""The one guarded way from an image file to pixels, for every path through the pipeline.
+
+Whatever a file holds, the outcome is an RGB image by the rules of `DECODE_RULES`, or an
+`UnreadableImageError` with a short reason: never a crash, a hang, or silently wrong pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ..errors import DataError
+
+# Everything here that decides pixel values; it is part of a cache's spec, so a changed rule needs a new version.
+DECODE_RULES: dict[str, object] = {
+    "version": 1,
+    "formats": ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"],
+    "orientation": "EXIF applied",
+    "alpha": "composited on white",
+    "sixteen_bit": "high byte",
+    "float": "refused",
+    "animation": "first frame",
+    "cmyk": "Pillow's conversion",
+    "colour_profile": "ignored",
+}
+
+# The readers themselves, not `Image.open`: that warns about a large image before our cap can refuse it, and hands
+# JPEG files that claim further pictures (MPO) to another reader.
+_READERS: tuple[tuple[Callable[[bytes], bool], type[ImageFile.ImageFile]], ...] = (
+    (lambda start: start.startswith(b"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    (lambda start: start.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (lambda start: start.startswith(b"RIFF") and start[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
+    (lambda start: start.startswith((b"GIF87a", b"GIF89a")), GifImagePlugin.GifImageFile),
+    (lambda start: start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), TiffImagePlugin.TiffImageFile),
+    (lambda start: start.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
+    (lambda start: start.startswith(tuple(b"P%d" % kind for kind in range(1, 7))), PpmImagePlugin.PpmImageFile),
+)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Remarks on damaged metadata concern nobody here. A filter for good, because `catch_warnings` is not thread-safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class UnreadableImageError(DataError):
+    """This file gives no image; the message is a short reason that names no file."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one image may cost.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Largest file read.
+    max_pixels : int
+        Largest width times height decoded; checked from the header, before any pixel is.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 100_000_000
+
+
+@contextmanager
+def open_regular(path: str | Path, limits: Limits) -> Iterator[int]:
+    """Open a regular file of permitted size and yield its descriptor; a FIFO never blocks.
+
+    Raises
+    ------
+    UnreadableImageError
+        It is missing, not readable, not a regular file, or larger than ``limits.max_bytes``.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UnreadableImageError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImageError("not a regular file")
+        if status.st_size > limits.max_bytes:
+            raise UnreadableImageError(f"{status.st_size:,} bytes, more than the limit of {limits.max_bytes:,}")
+        yield descriptor
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path: str | Path, limits: Limits = Limits()) -> bytes:
+    """Return the content of one image file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; links are followed.
+    limits : Limits
+        Only ``max_bytes`` matters here.
+
+    Raises
+    ------
+    UnreadableImageError
+        The file cannot be read, is no regular file, or is too large.
+    """
+    with open_regular(path, limits) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
+        content = file.read(limits.max_bytes + 1)
+    if len(content) > limits.max_bytes:
+        raise UnreadableImageError(f"grew past the limit of {limits.max_bytes:,} bytes while being read")
+    return content
+
+
+def decode(content: bytes, limits: Limits = Limits()) -> Image.Image:
+    """Return the image that `content` holds, upright and in RGB, by `DECODE_RULES`.
+
+    Parameters
+    ----------
+    content : bytes
+        A whole image file.
+    limits : Limits
+        Only ``max_pixels`` matters here.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB.
+
+    Raises
+    ------
+    UnreadableImageError
+        No image, of no permitted format, truncated, damaged, too large, or with pixels that no rule scales.
+    """
+    try:
+        return _to_rgb(_upright(_load(content, limits)))
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, IndexError…
+        raise UnreadableImageError(f"truncated or damaged: {error or type(error).__name__}") from error
+
+
+def _load(content: bytes, limits: Limits) -> Image.Image:
+    if not content:
+        raise UnreadableImageError("the file is empty")
+    reader = next((reader for accepts, reader in _READERS if accepts(content[:16])), None)
+    if reader is None:
+        raise UnreadableImageError("not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM)")
+    if reader is PngImagePlugin.PngImageFile:
+        reader(BytesIO(content)).verify()  # the only step that compares every checksum; it leaves the image unusable
+    image = reader(BytesIO(content))
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise UnreadableImageError(
+            f"{width} x {height} is {width * height:,} pixels, more than the limit of {limits.max_pixels:,}"
+        )
+    image.load()
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a damaged EXIF block says nothing, and the pixels are sound
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels, which no rule scales")
+    if image.mode.startswith("I"):
+        return _high_byte(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """Return 16-bit gray as 8-bit gray, as Pillow does for 16-bit colour; its own `convert` would clip at 255."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise UnreadableImageError("32-bit pixels outside 0..65535, which no rule scales")
+    return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
