@@ -1,0 +1,51 @@
+"""The features cache: durable, incremental, verifiable.
+
+Names are imported when they are first used: `import pipeline.store` loads neither numpy nor h5py.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .catalog import CacheEntry, list_caches, nearest, remove, verify_cache
+    from .file import FeatureCache
+    from .paths import cache_path
+    from .plan import Plan
+    from .spec import FORMAT_VERSION, Spec
+    from .writer import CacheWriter
+
+_HOMES = {
+    "CacheEntry": "catalog",
+    "CacheWriter": "writer",
+    "FORMAT_VERSION": "spec",
+    "FeatureCache": "file",
+    "Plan": "plan",
+    "Spec": "spec",
+    "cache_path": "paths",
+    "list_caches": "catalog",
+    "nearest": "catalog",
+    "remove": "catalog",
+    "verify_cache": "catalog",
+}
+
+__all__ = [
+    "FORMAT_VERSION",
+    "CacheEntry",
+    "CacheWriter",
+    "FeatureCache",
+    "Plan",
+    "Spec",
+    "cache_path",
+    "list_caches",
+    "nearest",
+    "remove",
+    "verify_cache",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,206 @@
+"""The complete cache file, for reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import CacheError
+from .blocks import CheckedReader
+from .layout import DATASETS
+from .meta import read_meta
+from .paths import CachePlaces
+from .spec import Spec
+from .structure import open_hdf5
+
+
+class FeatureCache:
+    """The features of a data set, read-only.
+
+    Every block of rows is checked against its digest when it is first read, so what a method returns is
+    what was written, and nothing is read twice. Opening reads the structure and `meta` alone. Use it as a
+    context manager, or call `close`.
+
+    Examples
+    --------
+    >>> with FeatureCache.open("cache/flowers/efficientnet_lite0-0123456789ab.h5") as cache:  # doctest: +SKIP
+    ...     X, y = cache.split("train")
+    """
+
+    def __init__(self, path: Path, file: h5py.File, meta: dict[str, Any], verify: bool):
+        self.path = path
+        self.meta = meta
+        self._file = file
+        self.reader = CheckedReader(file, path, meta["rows_per_block"], meta["block_sha256"], verify)
+
+    @classmethod
+    def open(cls, path: Path | str, *, spec: Spec | None = None, verify: bool = True) -> FeatureCache:
+        """Open a complete cache file.
+
+        Parameters
+        ----------
+        path : path-like
+        spec : Spec, optional
+            What the rows must have been made with.
+        verify : bool
+            False skips the check of each block's digest while reading.
+
+        Raises
+        ------
+        CacheError
+            If there is none, it is damaged or hostile (nothing is then read from it), or made with another spec.
+        """
+        path = Path(path)
+        if not path.exists() and CachePlaces(path).shards():
+            raise CacheError(f"{path} is not complete yet. Run the same `extract` again: committed rows are kept.")
+        file = open_hdf5(path)
+        try:
+            cache = cls(path, file, read_meta(file, path), verify)
+            cache._require(spec)
+        except BaseException:
+            file.close()
+            raise
+        return cache
+
+    def _require(self, spec: Spec | None) -> None:
+        if spec is None or spec == self.spec:
+            return
+        fields = "; ".join(f"{field}: {theirs!r}, not {ours!r}" for field, theirs, ours in spec.differences(self.spec))
+        raise CacheError(f"{self.path} was made with another spec ({fields}). Run `extract` again.")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self.meta["counts"]["splits"].items())
+        return f"<FeatureCache {self.path}: {self.shape} {self.dtype}; {counts}; {len(self.classes)} classes>"
+
+    @cached_property
+    def spec(self) -> Spec:
+        """What the rows were made with."""
+        return Spec(self.meta["spec"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a position among them."""
+        return tuple(self.meta["classes"])
+
+    @property
+    def features(self) -> h5py.Dataset:
+        """The features as they lie in the file; what is read through this is not checked."""
+        return self._file["features"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D), or (N, V, D) with V cached views."""
+        return self.features.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The precision on disk: float32 or float16."""
+        return self.features.dtype
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64; -1 is unlabelled."""
+        return self.reader.read("labels")
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """(N,) str: train, val, test or none."""
+        return self.reader.read("splits").astype(str)
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """(N, 16) uint8: the first half of the SHA-256 of each image file."""
+        return self.reader.read("digests")
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Image files relative to the data set's root, as `os.fsdecode` gives them."""
+        return [os.fsdecode(path) for path in self.reader.read("paths").tolist()]
+
+    @cached_property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(path, reason) of each image that has no row."""
+        paths = [os.fsdecode(path) for path in self.reader.read("skipped_paths").tolist()]
+        reasons = [reason.decode(errors="replace") for reason in self.reader.read("skipped_reasons").tolist()]
+        return list(zip(paths, reasons, strict=True))
+
+    def problems(self, done: Callable[[int], Any] = int) -> list[str]:
+        """Check every block that has not been checked yet; name the damaged ones (dataset and rows).
+
+        Parameters
+        ----------
+        done : callable
+            Told the number of features rows just checked.
+        """
+        return [
+            f"{self.reader.describe(name, block)} do not match their digest"
+            for name in DATASETS
+            for block in self.reader.bad_blocks(name, done=done if name == "features" else int)
+        ]
+
+    def indices(self, split: str, *, unlabelled: bool = False) -> np.ndarray:
+        """Return the positions of a split's rows, ascending; those without a label only if asked for."""
+        chosen = self.splits == split
+        return np.flatnonzero(chosen if unlabelled else chosen & (self.labels >= 0))
+
+    def split(self, name: str, *, view: int | None = None, unlabelled: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Return a split's features and labels.
+
+        Parameters
+        ----------
+        name : str
+            ``"train"``, ``"val"``, ``"test"`` or ``"none"``.
+        view : int, optional
+            For a cache of several views, the one to take; all by default.
+        unlabelled : bool
+            Also return images that have no label (-1).
+
+        Returns
+        -------
+        X : (n, D) or (n, V, D) float32 array
+        y : (n,) int64 array
+        """
+        rows = self.indices(name, unlabelled=unlabelled)
+        return self.read_rows(rows, view=view), self.labels[rows]
+
+    def read_rows(self, rows: np.ndarray | None = None, *, view: int | None = None) -> np.ndarray:
+        """Return the features at these positions (any order, repeats allowed; all by default) as float32."""
+        views = 1 if len(self.shape) == 2 else self.shape[1]
+        if view is not None and not 0 <= view < views:
+            raise CacheError(f"{self.path} has no view {view}: it holds {views} of each image, numbered from 0.")
+        view = None if len(self.shape) == 2 else view
+        return self.reader.read("features", rows, view).astype(np.float32, copy=False)
+
+    def stream(
+        self, batch_rows: int = 4096, *, split: str | None = None, view: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (positions, features) in the file's order, about `batch_rows` at a time.
+
+        Whole blocks are read, so memory is bounded by the batch, or by one block where that is larger.
+        """
+        size = self.reader.rows_per_block
+        step = max(1, batch_rows // size) * size
+        wanted = np.arange(len(self)) if split is None else self.indices(split)
+        for start in range(0, len(self), step):
+            rows = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + step)]
+            if len(rows):
+                yield rows, self.read_rows(rows, view=view)

@@ -1,0 +1,43 @@
+"""The cache file's layout: which datasets, of which type, in which pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROW_DATASETS = ("features", "labels", "splits", "paths", "digests")
+"""One entry a readable image, all in the same order."""
+
+SKIPPED_DATASETS = ("skipped_paths", "skipped_reasons")
+"""One entry a skipped image."""
+
+DATASETS = (*ROW_DATASETS, *SKIPPED_DATASETS)
+"""Everything but `meta`, a scalar of JSON text that describes the rest."""
+
+CHUNK_BYTES = 512 * 1024
+BLOCKS_AT_MOST = 1024
+
+
+def chunk_rows(row_bytes: int) -> int:
+    """Return the rows of one HDF5 chunk: a power of two, about `CHUNK_BYTES` (half of HDF5's smallest chunk cache)."""
+    return 1 << max(0, (CHUNK_BYTES // max(row_bytes, 1)).bit_length() - 1)
+
+
+def block_rows(rows: int, row_bytes: int) -> int:
+    """Return the rows that share one digest: whole chunks, at most `BLOCKS_AT_MOST` blocks a file.
+
+    Damage costs the rows of one block, so blocks are as small as keeps their list short.
+    """
+    chunk = chunk_rows(row_bytes)
+    return chunk * max(1, -(-rows // (chunk * BLOCKS_AT_MOST)))
+
+
+def problem_of_type(name: str, shape: tuple[int, ...], dtype: np.dtype) -> str | None:
+    """Tell what is wrong with a dataset's type or shape, or return None."""
+    text = f"{name!r} has type {dtype} and shape {shape}"
+    if name == "features":
+        return None if dtype in (np.dtype("<f4"), np.dtype("<f2")) and len(shape) in (2, 3) else text
+    if name == "digests":
+        return None if dtype == np.uint8 and len(shape) == 2 and shape[1] == 16 else text
+    if name == "labels":
+        return None if dtype == np.dtype("<i8") and len(shape) == 1 else text
+    return None if dtype.kind == "S" and len(shape) == (0 if name == "meta" else 1) else text

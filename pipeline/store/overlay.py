@@ -1,0 +1,87 @@
+"""What a listing says about its images: paths, labels, splits, classes, skips. Changing it computes no row."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+from .file import FeatureCache
+from .finalise import Column
+
+_REASON_BYTES = 500
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """The columns that go beside the features, one entry a readable image, and the skipped images.
+
+    Attributes
+    ----------
+    paths : sequence of str
+        Relative to the data set's root.
+    labels : (N,) int64 array
+    splits : (N,) str array
+    digests : (N, 16) uint8 array
+    classes : tuple of str
+    skipped : list of (path, reason)
+    root : str
+    """
+
+    paths: Sequence[str]
+    labels: np.ndarray
+    splits: np.ndarray
+    digests: np.ndarray
+    classes: tuple[str, ...]
+    skipped: list[tuple[str, str]]
+    root: str
+
+    def columns(self) -> dict[str, Column]:
+        """Return every dataset of the file but the features and `meta`."""
+        rows = len(self.paths)
+        return {
+            "labels": Column((rows,), np.dtype("<i8"), lambda start, stop: self.labels[start:stop]),
+            "splits": _strings(self.splits.tolist(), str.encode),
+            "paths": _strings(self.paths, os.fsencode),
+            "digests": Column((rows, 16), np.uint8, lambda start, stop: self.digests[start:stop]),
+            "skipped_paths": _strings([path for path, _ in self.skipped], os.fsencode),
+            "skipped_reasons": _strings([reason for _, reason in self.skipped], _reason),
+        }
+
+    def counts(self) -> dict[str, Any]:
+        """Return the number of rows, distinct images, skipped images and images a split."""
+        splits = dict(Counter(self.splits.tolist()))
+        distinct = len({digest.tobytes() for digest in self.digests})
+        return {"rows": len(self.paths), "distinct": distinct, "skipped": len(self.skipped), "splits": splits}
+
+    def describes(self, cache: FeatureCache) -> bool:
+        """Tell whether `cache` says exactly this already."""
+        return (
+            (cache.meta.get("root"), cache.classes) == (self.root, self.classes)
+            and np.array_equal(cache.digests, self.digests)
+            and np.array_equal(cache.labels, self.labels)
+            and cache.splits.tolist() == self.splits.tolist()
+            and cache.paths == list(self.paths)
+            and cache.skipped == [(path, _reason(reason).decode()) for path, reason in self.skipped]
+        )
+
+
+def _reason(text: str) -> bytes:
+    """Return a reason as one line of bounded length, whatever an image library put into it."""
+    line = " ".join(text.replace("\0", " ").split())
+    return line.encode(errors="backslashreplace")[:_REASON_BYTES].decode(errors="ignore").encode()
+
+
+def _strings(values: Sequence[str], encode: Callable[[str], bytes]) -> Column:
+    width = max((len(encode(value)) for value in values), default=1) or 1
+    dtype = h5py.string_dtype("utf-8", width)
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return np.array([encode(value) for value in values[start:stop]], dtype=dtype)
+
+    return Column((len(values),), dtype, rows)

@@ -1,0 +1,85 @@
+"""Where a cache and its companions lie: the file, its lock, its shards, what was set aside."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .spec import Spec
+
+_NAMED_BY_SPEC = re.compile(r"(?P<backbone>.+)-(?P<short>[0-9a-f]{12})")
+
+
+def cache_path(cache_dir: Path, dataset: str, backbone: str, spec: Spec) -> Path:
+    """Return ``<cache_dir>/<dataset>/<backbone>-<12 of the spec's sha256>.h5``; nothing is created.
+
+    Characters that are awkward in a file name become ``_``: ``timm:vit`` is stored as ``timm_vit``.
+    """
+    return Path(cache_dir) / safe_name(dataset) / f"{safe_name(backbone)}-{spec.short}.h5"
+
+
+def safe_name(name: str) -> str:
+    """Return `name` made fit for one path component: letters, digits, ``._-``, at most 50 characters."""
+    return re.sub(r"[^\w.-]+", "_", name)[:50].lstrip(".") or "_"
+
+
+def split_name(path: Path) -> tuple[str, str | None]:
+    """Return the backbone and the short spec digest that a cache's file name tells (None if it tells none)."""
+    match = _NAMED_BY_SPEC.fullmatch(path.stem)
+    return (match["backbone"], match["short"]) if match else (path.stem, None)
+
+
+@dataclass(frozen=True)
+class CachePlaces:
+    """The companions of the cache file `path`, all in its folder.
+
+    Attributes
+    ----------
+    path : Path
+        The complete file, replaced as a whole and never written in place.
+    """
+
+    path: Path
+
+    @property
+    def lock(self) -> Path:
+        """The lock file; never deleted, because two holders could then lock two files."""
+        return self.path.with_name(f".{self.path.stem}.lock")
+
+    @property
+    def partial(self) -> Path:
+        """The folder of the plan and the shards committed so far."""
+        return self.path.with_suffix(".partial")
+
+    @property
+    def plan(self) -> Path:
+        """The record of what is being computed, in which blocks."""
+        return self.partial / "plan"
+
+    def shards(self) -> list[Path]:
+        """List the committed shards, sorted by name."""
+        return sorted(self.partial.glob("*.shard"))
+
+    def shard(self, plan_id: str, block: int) -> Path:
+        """Return the place of one block's shard."""
+        return self.partial / f"{plan_id[:8]}-{block:06d}.shard"
+
+    def set_aside(self) -> list[Path]:
+        """List the damaged or stale files set aside earlier, oldest first."""
+        found = self.path.parent.glob(f"{glob.escape(self.path.name)}.corrupt*")
+        return sorted(found, key=lambda path: (len(path.name), path.name))
+
+    def next_aside(self) -> Path:
+        """Return a name that no file has, for setting the present file aside."""
+        number, name = 1, self.path.with_name(f"{self.path.name}.corrupt")
+        while name.exists():
+            number += 1
+            name = self.path.with_name(f"{self.path.name}.corrupt-{number}")
+        return name
+
+    def siblings(self) -> list[Path]:
+        """List the files of the same name in the neighbouring data sets' folders: same spec, other images."""
+        folders = sorted(folder for folder in self.path.parent.parent.glob("*") if folder != self.path.parent)
+        return [folder / self.path.name for folder in folders if (folder / self.path.name).is_file()]
