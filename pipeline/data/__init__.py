@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from .builtin import DATASETS
+from .dataset import Dataset, load_dataset
+from .listing import list_images
 from .reader import DECODE_RULES, Limits, UnreadableImageError, decode, read_bytes
 from .transforms import Transform
 
-__all__ = ["DECODE_RULES", "Limits", "Transform", "UnreadableImageError", "decode", "read_bytes"]
+__all__ = [
+    "DATASETS",
+    "DECODE_RULES",
+    "Dataset",
+    "Limits",
+    "Transform",
+    "UnreadableImageError",
+    "decode",
+    "list_images",
+    "load_dataset",
+    "read_bytes",
+]

@@ -90,6 +90,9 @@ class Limits:
     max_pixels: int = 100_000_000
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @contextmanager
 def open_regular(path: str | Path, limits: Limits) -> Iterator[int]:
     """Open a regular file of permitted size and yield its descriptor; a FIFO never blocks.
@@ -117,7 +120,7 @@ def open_regular(path: str | Path, limits: Limits) -> Iterator[int]:
         os.close(descriptor)
 
 
-def read_bytes(path: str | Path, limits: Limits = Limits()) -> bytes:
+def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """Return the content of one image file.
 
     Parameters
@@ -139,7 +142,7 @@ def read_bytes(path: str | Path, limits: Limits = Limits()) -> bytes:
     return content
 
 
-def decode(content: bytes, limits: Limits = Limits()) -> Image.Image:
+def decode(content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """Return the image that `content` holds, upright and in RGB, by `DECODE_RULES`.
 
     Parameters

@@ -1,0 +1,45 @@
+"""The data sets that have a name. A new one is one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..progress import Progress
+from ..registry import Registry
+from .samples import Samples
+
+TORCHVISION = "torchvision:"  # what follows is the name of one of torchvision's own sets
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A data set that needs no path.
+
+    Attributes
+    ----------
+    name : str
+        On the command line, and of the folder of its caches.
+    description : str
+        One line.
+    load : callable
+        Takes the folder of caches and a progress callable; puts the images there if need be and lists them.
+    """
+
+    name: str
+    description: str
+    load: Callable[[Path, Progress], Samples]
+
+
+def _phototiles(cache_dir: Path, progress: Progress) -> Samples:
+    from .phototiles import list_phototiles
+
+    return list_phototiles(cache_dir, progress)
+
+
+DATASETS: Registry[Builtin] = Registry("data set")
+for _entry in (
+    Builtin("phototiles", "952 tiles of 18 photographs, to be told apart; made on the spot, no download", _phototiles),
+):
+    DATASETS[_entry.name] = _entry

@@ -1,0 +1,197 @@
+"""One type for every data set, and the one way to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, UnknownNameError, suggestion
+from ..progress import Progress, silent
+from .builtin import DATASETS
+from .digests import digest_files, fraction, memo_file
+from .folders import list_folder
+from .reader import DEFAULT_LIMITS, Limits, read_bytes
+from .samples import SPLITS, UNDECIDED, Samples, check_classes, first_few
+from .tables import list_table
+
+VAL_FRACTION = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images with labels and splits; N of them, whose content has been hashed but not yet decoded.
+
+    Attributes
+    ----------
+    name : str
+        The folder of its caches; safe as a file name.
+    root : Path
+        Where `paths` start.
+    paths : list of str
+        As `os.fsdecode` gives them, with ``/``.
+    labels : np.ndarray
+        Shape (N,), int64: an index into `classes`, or -1 for an unlabelled image.
+    splits : np.ndarray
+        Shape (N,), ``"train"``, ``"val"``, ``"test"`` or ``"none"``.
+    classes : tuple of str
+        Sorted over all splits; empty when nothing is labelled.
+    digests : np.ndarray
+        Shape (N, 16), uint8: the first 16 bytes of the SHA-256 of each file's content.
+    skipped : tuple of (str, str)
+        Files that gave no sample, each with the reason.
+    notes : tuple of str
+        Remarks for the user, one line each.
+    limits : Limits
+        What one image may cost.
+    """
+
+    name: str
+    root: Path
+    paths: list[str]
+    labels: np.ndarray
+    splits: np.ndarray
+    classes: tuple[str, ...]
+    digests: np.ndarray
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    limits: Limits = DEFAULT_LIMITS
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        """Return the content of the image file at `index`, for `decode`.
+
+        Raises
+        ------
+        UnreadableImageError
+            It cannot be read (any more).
+        """
+        return read_bytes(self.root / self.paths[index], self.limits)
+
+    def select(self, split: str) -> np.ndarray:
+        """Return the indices of a split's samples, shape (n,), int64.
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such split.
+        """
+        if split not in SPLITS:
+            raise UnknownNameError("split", split, SPLITS)
+        return np.flatnonzero(self.splits == split)
+
+
+def load_dataset(
+    data: str,
+    *,
+    cache_dir: str | Path,
+    val_fraction: float | None = None,
+    rehash: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Progress = silent,
+) -> Dataset:
+    """List and hash a data set.
+
+    Parameters
+    ----------
+    data : str
+        A name in `DATASETS`, ``torchvision:NAME``, a folder, or a CSV file.
+    cache_dir : str or Path
+        Keeps downloads and the memory of digests.
+    val_fraction : float, optional
+        Share of the images without a given split that becomes val: an image does if its digest, as a fraction,
+        lies below. So further images never move old ones, and duplicates stay together. By default 0.2 for data
+        without any split; data with train and test only then keep all of train, and give from it if asked.
+    rehash : bool
+        Read every file even if its size and times say that it is unchanged.
+    limits : Limits
+        What one image may cost.
+    progress : callable
+        See `pipeline.progress`.
+
+    Raises
+    ------
+    DataError
+        There is no such data set, or it cannot be used as it is.
+    """
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise DataError(f"The share of val must be at least 0 and below 1, not {val_fraction}.")
+    cache_dir = Path(cache_dir)
+    samples = _loader(data)(cache_dir, progress)
+    digests, failures = digest_files(
+        samples.root,
+        samples.paths,
+        memo=memo_file(cache_dir),
+        rehash=rehash,
+        limits=limits,
+        progress=progress,
+    )
+    digests = _drop(failures, samples, digests)
+    check_classes(samples.classes, samples.labels, samples.root)
+    _decide_splits(samples, digests, val_fraction)
+    return Dataset(
+        samples.name,
+        samples.root,
+        samples.paths,
+        samples.labels,
+        samples.splits,
+        samples.classes,
+        digests,
+        tuple(samples.skipped),
+        tuple(samples.notes),
+        limits,
+    )
+
+
+def _loader(data: str) -> Callable[[Path, Progress], Samples]:
+    if data in DATASETS:
+        return DATASETS[data].load
+    path = Path(data).expanduser()
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise DataError(_not_found(data, error)) from error
+    if path.is_dir():
+        return lambda _, progress: list_folder(path, progress)
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return lambda _, progress: list_table(path, progress)
+    raise DataError(f"{data!r} is neither a folder of images nor a CSV file (path,label[,split]).")
+
+
+def _not_found(data: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    if Path(data).name != data or Path(data).suffix:
+        return f"No such folder or CSV file: {data!r} ({reason})."
+    known = [*sorted(DATASETS)]
+    return f"Unknown data set {data!r}, and no such folder here.{suggestion(data, known)}"
+
+
+def _drop(failures: dict[int, str], samples: Samples, digests: np.ndarray) -> np.ndarray:
+    """Move the samples that could not be hashed to the skipped ones; return the digests of the others."""
+    if not failures:
+        return digests
+    samples.skipped += [(samples.paths[index], reason) for index, reason in failures.items()]
+    keep = np.ones(len(samples.paths), bool)
+    keep[list(failures)] = False
+    samples.paths = [path for path, kept in zip(samples.paths, keep, strict=True) if kept]
+    samples.labels, samples.splits = samples.labels[keep], samples.splits[keep]
+    if not samples.paths:
+        raise DataError(f"No usable image in {samples.root}: {first_few(map(': '.join, samples.skipped))}.")
+    return digests[keep]
+
+
+def _decide_splits(samples: Samples, digests: np.ndarray, val_fraction: float | None) -> None:
+    splits = samples.splits
+    undecided = splits == UNDECIDED
+    if val_fraction is not None and "val" not in splits:
+        undecided |= splits == "train"
+    share = VAL_FRACTION if val_fraction is None else val_fraction
+    splits[undecided] = np.where(fraction(digests[undecided]) < share, "val", "train")
+    without = set(range(len(samples.classes))) - set(samples.labels[splits == "val"].tolist())
+    if undecided.any() and share and without:
+        names = [repr(samples.classes[index]) for index in sorted(without)]
+        samples.notes.append(f"No val image of class {first_few(names)}: too few images for a share of {share:g}.")

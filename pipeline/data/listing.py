@@ -1,0 +1,185 @@
+"""Which files of a folder are images: sorted, deterministic, and never caught in a loop of links."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..progress import Progress, silent
+
+# torchvision's ImageFolder takes the same ones (and no GIF), so that published sample counts hold here too.
+IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_LITTER = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "@eadir", "lost+found"))
+_GIF = "GIF files of a folder are not taken; name one in a CSV to use its first frame"
+
+Identity = tuple[int, int]  # device and inode of a folder
+
+
+@dataclass
+class Level:
+    """What lies directly in one folder.
+
+    Attributes
+    ----------
+    images : list of str
+        Names, sorted.
+    folders : list of (str, bool)
+        Names, sorted, and whether each is a link.
+    skipped : list of (str, str)
+        Names of the other files, sorted, each with the reason.
+    """
+
+    images: list[str] = field(default_factory=list)
+    folders: list[tuple[str, bool]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is the system's litter, to be passed over silently."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def scan(folder: str | Path, bar: Any = None) -> Level:
+    """List one folder, not what lies deeper.
+
+    Raises
+    ------
+    OSError
+        It cannot be listed.
+    """
+    level = Level()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_hidden(entry.name):
+                _sort_in(entry, level)
+                if bar is not None:
+                    bar.update(1)
+    level.images.sort()
+    level.folders.sort()
+    level.skipped.sort()
+    return level
+
+
+def _sort_in(entry: os.DirEntry[str], level: Level) -> None:
+    try:
+        if entry.is_dir():
+            level.folders.append((entry.name, entry.is_symlink()))
+            return
+        reason = _why_no_image(entry)
+    except OSError as error:  # a link that leads to itself
+        reason = f"cannot be followed: {error.strerror}"
+    if reason:
+        level.skipped.append((entry.name, reason))
+    else:
+        level.images.append(entry.name)
+
+
+def _why_no_image(entry: os.DirEntry[str]) -> str:
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  a Path for each of a million names is slow
+    if suffix == ".gif":
+        return _GIF
+    if suffix not in IMAGE_SUFFIXES:
+        return f"{suffix!r} is no image's extension" if suffix else "no extension"
+    if entry.is_file():
+        return ""
+    return "a link to nothing" if entry.is_symlink() else "not a regular file"
+
+
+def walk(root: Path, inside: str = "", bar: Any = None) -> Iterator[tuple[str, str]]:
+    """Yield every file below a folder, that folder's own files first, each level sorted.
+
+    Links to files and folders are followed, but none back to a folder that holds the link, and none twice.
+
+    Parameters
+    ----------
+    root : Path
+        Where paths start.
+    inside : str
+        The folder to list, relative to `root`.
+    bar : progress bar, optional
+        Told of every file seen.
+
+    Yields
+    ------
+    path : str
+        Relative to `root`, with ``/``.
+    reason : str
+        Why it is not to be used; empty for an image.
+    """
+    linked: set[Identity] = set()
+    stack = [(inside, _above(root))]
+    while stack:
+        folder, above = stack.pop()
+        prefix = f"{folder}/" if folder else ""
+        try:
+            here = above | {_identity(root / folder)}
+            level = scan(root / folder, bar)
+        except OSError as error:
+            yield folder, f"cannot be listed: {error.strerror}"
+            continue
+        yield from ((prefix + name, "") for name in level.images)
+        yield from ((prefix + name, reason) for name, reason in level.skipped)
+        deeper = []
+        for name, is_link in level.folders:
+            reason = _why_not_followed(root / (prefix + name), here, linked) if is_link else ""
+            if reason:
+                yield prefix + name, reason
+            else:
+                deeper.append((prefix + name, here))
+        stack += reversed(deeper)
+
+
+def _why_not_followed(link: Path, here: frozenset[Identity], linked: set[Identity]) -> str:
+    try:
+        target = _identity(link)
+    except OSError as error:
+        return f"cannot be followed: {error.strerror}"
+    if target in here:
+        return "a link back to a folder that holds it"
+    if target in linked:
+        return "a second link to the same folder"
+    linked.add(target)
+    return ""
+
+
+def _above(folder: Path) -> frozenset[Identity]:
+    return frozenset(_identity(parent) for parent in Path(os.path.realpath(folder)).parents)
+
+
+def _identity(folder: Path) -> Identity:
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def list_images(path: str | Path, progress: Progress = silent) -> list[Path]:
+    """Return one image file, or every image below a folder; labels play no part.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file, taken whatever its name, or a folder.
+    progress : callable
+        See `pipeline.progress`.
+
+    Raises
+    ------
+    DataError
+        There is no such file or folder, or the folder holds no image.
+    """
+    path = Path(path).expanduser()
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError) as error:
+        raise DataError(f"No such image or folder: {path} ({getattr(error, 'strerror', None) or error}).") from error
+    if not is_folder:
+        return [path]
+    with progress(desc="Listing", unit="file") as bar:
+        found = [path / name for name, reason in walk(path, bar=bar) if not reason]
+    if not found:
+        raise DataError(f"No images in {path}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    return found
