@@ -1,0 +1,35 @@
+"""Stage two: heads, scikit-learn classifiers trained on cached features in seconds.
+
+`HEADS` is the table of all of them. Importing this package imports neither torch nor scikit-learn; only `linear`
+and `mlp` need torch, and only to train.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import Head, probabilities
+    from .errors import HeadError
+    from .linear import LinearHead
+    from .registry import HEADS, HeadEntry, make_head
+    from .saving import load_head, save_head
+    from .scaling import SCALINGS
+
+_HOME = {
+    "HEADS": "registry", "HeadEntry": "registry", "make_head": "registry",
+    "Head": "base", "probabilities": "base", "HeadError": "errors", "SCALINGS": "scaling",
+    "LinearHead": "linear", "save_head": "saving", "load_head": "saving",
+}
+
+__all__ = [
+    "HEADS", "SCALINGS", "Head", "HeadEntry", "HeadError", "LinearHead", "load_head", "make_head", "probabilities",
+    "save_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

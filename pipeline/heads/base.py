@@ -1,0 +1,187 @@
+"""What all heads share: a scikit-learn classifier over features, its scaling, and its probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .errors import HeadError
+from .scaling import CHUNK, chunks, fit_scaler
+
+ClassWeight = str | dict[Any, float] | None
+
+
+class Head(ClassifierMixin, BaseEstimator):
+    """Base of all heads: checks input, scales features, turns scores into probabilities.
+
+    A head implements `_fit`, which learns from scaled features, and `_scores`, which returns a score for each
+    row and class. Probabilities are ``softmax(scores / temperature_)``; a head whose scores are log probabilities
+    leaves `temperature_` at 1.
+
+    Attributes
+    ----------
+    classes_ : (K,) array
+        The labels seen in training, sorted; columns of `predict_proba` follow it.
+    n_features_in_ : int
+        D, the number of features of a row.
+    scaler_ : Scaler
+        The fitted feature scaling.
+    temperature_ : float
+        What scores are divided by.
+    """
+
+    scaling: str
+
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Head:
+        """Learn from the training rows.
+
+        Parameters
+        ----------
+        X : (N, D) array
+            Features; float16 and float32 are computed in float32.
+        y : (N,) array
+            Labels: integers or strings.
+        X_val, y_val : (M, D) array, (M,) array, optional
+            Validation rows. Only heads trained by epochs use them, to keep the best epoch.
+
+        Returns
+        -------
+        Head
+            Itself.
+
+        Raises
+        ------
+        HeadError
+            If a feature is not finite, shapes differ, there is one class only, or a setting is unknown.
+        """
+        X, codes = self._checked_training(X, y)
+        validation = self._checked_validation(X_val, y_val)
+        self.scaler_ = fit_scaler(self.scaling, X)
+        self.temperature_ = 1.0
+        self._fit(self.scaler_(X), codes, validation)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the (N, K) float64 class probabilities of (N, D) features; columns follow `classes_`."""
+        return softmax(self.scores(X) / self.temperature_)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the (N,) most probable labels of (N, D) features."""
+        return self.classes_[self.scores(X).argmax(axis=1)]
+
+    def scores(self, X: Any) -> np.ndarray:
+        """Return the (N, K) float64 scores of (N, D) features, before temperature and softmax."""
+        check_is_fitted(self)
+        X = self._checked(X, reset=False)
+        return np.concatenate([self._raw_scores(rows) for rows in chunks(X, CHUNK)]).astype(np.float64)
+
+    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None) -> None:
+        raise NotImplementedError
+
+    def _scores(self, Z: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _raw_scores(self, X: np.ndarray) -> np.ndarray:
+        return self._scores(self.scaler_(X))
+
+    def _checked(self, X: Any, y: Any = None, *, reset: bool) -> Any:
+        if getattr(X, "dtype", None) == np.float16:
+            X = np.asarray(X, np.float32)
+        given = {"X": X} if y is None else {"X": X, "y": y}
+        try:
+            return validate_data(self, **given, reset=reset, dtype=[np.float64, np.float32])
+        except ValueError as error:
+            raise HeadError(f"{type(self).__name__}: {error}") from error
+
+    def _checked_training(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        if y is None:
+            raise HeadError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        X, y = self._checked(X, y, reset=True)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise HeadError(f"{type(self).__name__} needs two classes or more; y holds one class: {self.classes_}.")
+        return X, codes
+
+    def _checked_validation(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return raw validation rows and their class codes, -1 for a label unseen in training."""
+        if (X is None) != (y is None):
+            raise HeadError("X_val and y_val belong together: pass both or none.")
+        if X is None or not len(X):
+            return None
+        X = self._checked(X, reset=False)
+        y = np.asarray(y)
+        if y.shape != (len(X),):
+            raise HeadError(f"y_val has shape {y.shape}, but X_val has {len(X)} rows.")
+        codes = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        return X, np.where(self.classes_[codes] == y, codes, -1)
+
+    def _class_weights(self, codes: np.ndarray) -> np.ndarray:
+        """Return the (K,) weight of each class that the setting `class_weight` asks for."""
+        weight: ClassWeight = getattr(self, "class_weight", None)
+        if weight is not None and weight != "balanced" and not isinstance(weight, dict):
+            raise HeadError(f"class_weight is {weight!r}; known: 'balanced', a dict from label to weight, or None.")
+        return compute_class_weight(weight, classes=self.classes_, y=self.classes_[codes])
+
+    def _code_weights(self, codes: np.ndarray) -> dict[int, float] | None:
+        """Return the class weights for a scikit-learn model that is fitted on class codes."""
+        return None if getattr(self, "class_weight", None) is None else dict(enumerate(self._class_weights(codes)))
+
+
+class LinearModel(Head):
+    """A head whose scores are linear in the features.
+
+    Attributes
+    ----------
+    coef_ : (K, D) float64 array
+        Weights for raw features: an affine scaling is folded in, so that ``X @ coef_.T + intercept_`` are the
+        scores (with scaling ``"l2"``, of rows divided by their length).
+    intercept_ : (K,) float64 array
+    """
+
+    coef_: np.ndarray
+    intercept_: np.ndarray
+
+    def _keep(self, coef: np.ndarray, intercept: np.ndarray) -> None:
+        self.coef_, self.intercept_ = self.scaler_.fold(coef, intercept)
+
+    def _raw_scores(self, X: np.ndarray) -> np.ndarray:
+        if self.scaler_.kind == "l2":
+            X = self.scaler_(X)
+        return X @ self.coef_.T.astype(X.dtype) + self.intercept_
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Return exp(scores), each row divided by its sum."""
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shifted /= shifted.sum(axis=1, keepdims=True)
+    return shifted
+
+
+def probabilities(head: Head, X: Any, n_classes: int) -> np.ndarray:
+    """Return a head's probabilities with one column for every class id, also for those it never saw.
+
+    Parameters
+    ----------
+    head : Head
+        Fitted on integer class ids.
+    X : (N, D) array
+    n_classes : int
+        K, the number of classes of the data set.
+
+    Returns
+    -------
+    (N, K) float64 array
+    """
+    ids = np.asarray(head.classes_)
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= n_classes:
+        raise HeadError(f"The head knows the labels {ids.tolist()[:8]}, which are no class ids below {n_classes}.")
+    result = np.zeros((len(X), n_classes))
+    if len(X):
+        result[:, ids] = head.predict_proba(X)
+    return result

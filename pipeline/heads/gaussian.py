@@ -1,0 +1,139 @@
+"""Heads made of class means and variances: `nearest-centroid`, `lda`, `gaussian-nb`."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from .base import Head, LinearModel
+from .errors import HeadError
+from .moments import Moments
+from .scaling import chunks
+from .temperature import fit_temperature
+
+
+class NearestCentroidHead(LinearModel):
+    """The class whose mean is nearest; probabilities from distances, with a temperature from left-out rows.
+
+    Parameters
+    ----------
+    scaling : str
+        Feature scaling, one of `SCALINGS`.
+    """
+
+    def __init__(self, scaling: str = "standardize"):
+        self.scaling = scaling
+
+    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+        moments = Moments(len(self.classes_), Z.shape[1]).add(Z, codes)
+        means = moments.means
+        # -|z - m|²/2 without the part that all classes share
+        intercept = -np.square(means).sum(axis=1) / 2
+        self._keep(means, intercept)
+        self.temperature_ = self._left_out_temperature(Z @ means.T + intercept, Z, codes, moments)
+
+    def _left_out_temperature(self, scores: np.ndarray, Z: np.ndarray, codes: np.ndarray, moments: Moments) -> float:
+        """Return the temperature for rows that are left out of their own class's mean, exactly."""
+        counts, rows = moments.counts[codes], np.arange(len(codes))
+        others = counts > 1  # a class of one row has no mean without it
+        if not others.any():
+            return 1.0
+        length = np.concatenate([np.square(part).sum(axis=1) for part in chunks(Z)]).astype(np.float64)
+        distance = length - 2 * scores[rows, codes]
+        grown = (counts[others] / (counts[others] - 1)) ** 2
+        scores[rows[others], codes[others]] = (length[others] - grown * distance[others]) / 2
+        return fit_temperature(scores[others], codes[others])
+
+
+class LDAHead(LinearModel):
+    """Linear discriminant analysis: Gaussian classes with one covariance, shrunk towards a multiple of identity.
+
+    Parameters
+    ----------
+    shrinkage : 'auto' or float in [0, 1]
+        Share of the identity; 'auto' is Ledoit and Wolf's estimate ("A well-conditioned estimator for
+        large-dimensional covariance matrices", 2004), here of the rows around their class means.
+    scaling : str
+        Feature scaling, one of `SCALINGS`.
+    class_weight : 'balanced' or None
+        'balanced' takes all classes for equally likely, None for as likely as in training.
+
+    Attributes
+    ----------
+    shrinkage_ : float
+        The shrinkage used.
+    """
+
+    def __init__(self, shrinkage: str | float = "auto", scaling: str = "standardize",
+                 class_weight: str | None = None):
+        self.shrinkage = shrinkage
+        self.scaling = scaling
+        self.class_weight = class_weight
+
+    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+        moments = Moments(len(self.classes_), Z.shape[1], gram=True).add(Z, codes)
+        means, covariance = moments.means, moments.within()
+        self.shrinkage_ = self._shrinkage(Z, codes, means, covariance)
+        level = covariance.trace() / len(covariance) or 1.0
+        covariance *= 1 - self.shrinkage_
+        covariance[np.diag_indices_from(covariance)] += max(self.shrinkage_, 1e-9) * level
+        coef = cho_solve(cho_factor(covariance, lower=True), means.T).T
+        prior = moments.counts / moments.counts.sum() * self._class_weights(codes)
+        self._keep(coef, np.log(prior) - (coef * means).sum(axis=1) / 2)
+
+    def _shrinkage(self, Z: np.ndarray, codes: np.ndarray, means: np.ndarray, covariance: np.ndarray) -> float:
+        if self.shrinkage != "auto":
+            if isinstance(self.shrinkage, str) or not 0 <= self.shrinkage <= 1:
+                raise HeadError(f"shrinkage is {self.shrinkage!r}; it must be 'auto' or in [0, 1].")
+            return float(self.shrinkage)
+        fourth = 0.0
+        for rows, own in zip(chunks(Z), chunks(codes), strict=True):
+            fourth += float(np.square(np.square(rows - means[own]).sum(axis=1)).sum())
+        return ledoit_wolf(covariance, fourth / len(Z), len(Z))
+
+
+def ledoit_wolf(covariance: np.ndarray, fourth: float, n: int) -> float:
+    """Return Ledoit and Wolf's shrinkage of a (D, D) covariance of `n` rows, `fourth` the mean of |row|^4."""
+    size = len(covariance)
+    squared = float(np.vdot(covariance, covariance))
+    distance = squared - covariance.trace() ** 2 / size
+    noise = (fourth - squared) / n
+    return float(np.clip(noise / distance, 0, 1)) if distance > 0 else 1.0
+
+
+class GaussianNBHead(Head):
+    """Gaussian naive Bayes: independent normal features within each class. Its probabilities are overconfident.
+
+    Parameters
+    ----------
+    smoothing : float
+        Added to all variances, as a share of the largest variance of a feature.
+    scaling : str
+        Feature scaling, one of `SCALINGS`.
+    class_weight : 'balanced' or None
+        'balanced' takes all classes for equally likely, None for as likely as in training.
+
+    Attributes
+    ----------
+    means_, variances_ : (K, D) float64 arrays
+        Of scaled features.
+    log_prior_ : (K,) float64 array
+    """
+
+    def __init__(self, smoothing: float = 1e-9, scaling: str = "standardize", class_weight: str | None = None):
+        self.smoothing = smoothing
+        self.scaling = scaling
+        self.class_weight = class_weight
+
+    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+        moments = Moments(len(self.classes_), Z.shape[1]).add(Z, codes)
+        overall = Moments(1, Z.shape[1]).add(Z, np.zeros_like(codes)).variances()
+        self.means_ = moments.means
+        self.variances_ = moments.variances() + self.smoothing * (overall.max() or 1.0)
+        self.log_prior_ = np.log(moments.counts / moments.counts.sum() * self._class_weights(codes))
+
+    def _scores(self, Z: np.ndarray) -> np.ndarray:
+        precision = 1 / self.variances_
+        constant = self.log_prior_ - (np.log(self.variances_) + self.means_**2 * precision).sum(axis=1) / 2
+        Z = Z.astype(np.float64)
+        return constant + Z @ (self.means_ * precision).T - np.square(Z) @ precision.T / 2

@@ -1,0 +1,82 @@
+"""The `knn` head: votes of the nearest training rows, found by brute force (exact, and plain arrays on disk)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .base import Head
+from .errors import HeadError, known
+from .scaling import chunks
+
+METRICS = ("cosine", "euclidean")
+VOTES = ("uniform", "exp")
+BLOCK = 512  # query rows at a time
+
+
+class KNNHead(Head):
+    """k nearest neighbours, plain or with DINOv2's votes.
+
+    Parameters
+    ----------
+    k : int
+        Neighbours that vote; all rows where there are fewer.
+    metric : {'cosine', 'euclidean'}
+    votes : {'exp', 'uniform'}
+        `exp` weighs a neighbour with exp(similarity / T), similarity being the cosine, or minus half the squared
+        distance (DINOv2's k-NN evaluation: cosine, T = 0.07, k 10 to 200); `uniform` counts.
+    T : float
+        Temperature of `exp`.
+    scaling : str
+        Feature scaling, one of `SCALINGS`.
+
+    Attributes
+    ----------
+    rows_ : (N, D) array
+        Scaled training rows, of length 1 for `cosine`.
+    codes_ : (N,) int array
+        Their classes.
+    """
+
+    def __init__(self, k: int = 10, metric: str = "cosine", votes: str = "exp", T: float = 0.07,
+                 scaling: str = "standardize"):
+        self.k = k
+        self.metric = metric
+        self.votes = votes
+        self.T = T
+        self.scaling = scaling
+
+    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+        known("metric", self.metric, METRICS)
+        known("votes", self.votes, VOTES)
+        if self.k < 1 or not self.T > 0:
+            raise HeadError(f"k is {self.k} and T is {self.T}; k must be at least 1 and T above 0.")
+        self.rows_, self.codes_ = self._prepared(Z), codes.astype(np.int64)
+
+    def _prepared(self, Z: np.ndarray) -> np.ndarray:
+        if self.metric == "euclidean":
+            return np.array(Z)
+        return Z / np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), np.finfo(Z.dtype).tiny)
+
+    def _scores(self, Z: np.ndarray) -> np.ndarray:
+        """Return log vote shares, so that softmax gives the shares back."""
+        shares = np.concatenate([self._votes(part) for part in chunks(self._prepared(Z), BLOCK)])
+        return np.log(np.maximum(shares, np.finfo(np.float64).tiny))
+
+    def _votes(self, queries: np.ndarray) -> np.ndarray:
+        likeness = self._similarity(queries)
+        k = min(self.k, len(self.rows_))
+        # a stable order: of equally near rows the first one in training order votes
+        nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :k]
+        likeness = np.take_along_axis(likeness, nearest, axis=1)
+        weight = np.ones_like(likeness)
+        if self.votes == "exp":
+            weight = np.exp((likeness - likeness[:, :1]) / self.T)
+        shares = np.zeros((len(queries), len(self.classes_)))
+        np.add.at(shares, (np.arange(len(queries))[:, None], self.codes_[nearest]), weight)
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def _similarity(self, queries: np.ndarray) -> np.ndarray:
+        products = (queries @ self.rows_.T.astype(queries.dtype)).astype(np.float64)
+        if self.metric == "cosine":
+            return products
+        return products - np.square(self.rows_).sum(axis=1) / 2 - np.square(queries).sum(axis=1, keepdims=True) / 2

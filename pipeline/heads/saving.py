@@ -1,0 +1,234 @@
+"""Heads on disk: numbers in `head.safetensors`, everything else in `head.json`. Nothing is ever unpickled.
+
+Every head is made of arrays and plain values, so no file can name code to run, nothing is compressed (no file
+unpacks to more than its size), and a later version of scikit-learn or torch reads today's heads. `head.json` holds
+the SHA-256 of both files: damage is noticed, where safetensors alone would load flipped bytes silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import PipelineError, RunError
+from .scaling import SCALINGS, Scaler
+
+if TYPE_CHECKING:
+    from .base import Head
+
+FORMAT = 1
+JSON_FILE, ARRAYS_FILE = "head.json", "head.safetensors"
+MOST_JSON = 64 << 20  # bytes; the largest sensible one, of 1,000 classes and 1,000 epochs, is below 1 MB
+NAME = re.compile(r"[a-z][a-z0-9_]*_")  # of a fitted attribute
+
+
+def save_head(head: Head, folder: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> list[str]:
+    """Write a fitted head into a folder.
+
+    Parameters
+    ----------
+    head : Head
+        Fitted, of a class in `HEADS`.
+    folder : path
+        Made if missing. A head already there is replaced.
+    metadata : dict, optional
+        Anything JSON can hold, given back by `load_head`: class names, the features' spec, …
+
+    Returns
+    -------
+    list of str
+        The names of the files written.
+    """
+    from safetensors.numpy import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays, values = _split(head)
+    content = save(arrays)
+    description = {
+        "format": FORMAT,
+        "head": _registered_name(head),
+        "settings": {name: _to_json(value) for name, value in head.get_params(deep=False).items()},
+        "values": values,
+        "arrays_sha256": hashlib.sha256(content).hexdigest(),
+        "metadata": metadata or {},
+    }
+    description["sha256"] = _digest(description)
+    _write(folder / ARRAYS_FILE, content)
+    _write(folder / JSON_FILE, json.dumps(description, indent=1, ensure_ascii=False).encode())
+    return [ARRAYS_FILE, JSON_FILE]
+
+
+def load_head(folder: str | os.PathLike[str]) -> tuple[Head, dict[str, Any]]:
+    """Read a head that `save_head` wrote.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    Head, dict
+        The fitted head and the metadata saved with it.
+
+    Raises
+    ------
+    RunError
+        If a file is missing, damaged, of another format, or does not describe a head completely.
+    """
+    folder = Path(folder)
+    description = _description(folder / JSON_FILE)
+    content = _read(folder / ARRAYS_FILE)
+    if hashlib.sha256(content).hexdigest() != description.get("arrays_sha256"):
+        raise RunError(f"{folder / ARRAYS_FILE} is damaged: its SHA-256 is not the one in {JSON_FILE}. Train again.")
+    try:
+        return _assembled(description, content), description["metadata"]
+    except PipelineError as error:
+        raise RunError(f"{folder} holds no usable head: {error}") from error
+    except Exception as error:
+        raise RunError(f"{folder} holds no usable head: {type(error).__name__}: {error}") from error
+
+
+def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return a head's fitted attributes: arrays of numbers by name, and the rest as JSON values."""
+    arrays: dict[str, np.ndarray] = {}
+    values: dict[str, Any] = {}
+    for name, value in vars(head).items():
+        if not NAME.fullmatch(name):
+            continue
+        if isinstance(value, Scaler):
+            values[name] = {"scaling": value.kind}
+            parts = {"center": value.center, "scale": value.scale}
+            arrays |= {f"{name}.{part}": np.ascontiguousarray(own) for part, own in parts.items() if own is not None}
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            arrays[name] = np.ascontiguousarray(value)
+        else:
+            values[name] = _to_json(value)
+    return arrays, values
+
+
+def _assembled(description: dict[str, Any], content: bytes) -> Head:
+    from safetensors.numpy import load
+
+    from .registry import HEADS
+
+    settings = {name: _from_json(value) for name, value in description["settings"].items()}
+    head = HEADS[description["head"]].build(**settings)
+    arrays = load(content)
+    for name, value in description["values"].items():
+        _set(head, name, _scaler(name, value, arrays) if name == "scaler_" else _from_json(value))
+    for name, array in arrays.items():
+        if "." not in name:
+            _set(head, name, array)
+    _try_out(head)
+    return head
+
+
+def _set(head: Head, name: str, value: Any) -> None:
+    if not NAME.fullmatch(name) or hasattr(type(head), name):
+        raise RunError(f"{name!r} is no attribute of a fitted {type(head).__name__}.")
+    setattr(head, name, value)
+
+
+def _scaler(name: str, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> Scaler:
+    kind = value["scaling"]
+    if kind not in SCALINGS:
+        raise RunError(f"Unknown scaling {kind!r}.")
+    return Scaler(kind, arrays.get(f"{name}.center"), arrays.get(f"{name}.scale"))
+
+
+def _try_out(head: Head) -> None:
+    """Predict one row, so that a head whose arrays do not fit together is refused here and not later."""
+    found = head.predict_proba(np.zeros((1, int(head.n_features_in_)), np.float32))
+    if found.shape != (1, len(head.classes_)) or not np.isfinite(found).all():
+        raise RunError(f"a trial prediction gave {found.shape} values for {len(head.classes_)} classes.")
+
+
+def _registered_name(head: Head) -> str:
+    from .registry import HEADS
+
+    target = f"{type(head).__module__.rpartition('.')[2]}:{type(head).__name__}"
+    for entry in HEADS.values():
+        if entry.target == target:
+            return entry.name
+    raise RunError(f"{type(head).__name__} is not in the table of heads, so it could not be loaded again.")
+
+
+def _to_json(value: Any) -> Any:
+    """Return `value` as JSON; a dictionary or an array of strings in a wrapper that `_from_json` undoes."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return {"strings": value.tolist(), "object": value.dtype == object}
+    if isinstance(value, dict):
+        return {"pairs": [[_to_json(key), _to_json(item)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "strings" in value:
+        return np.array(value["strings"], dtype=object if value["object"] else np.str_)
+    return {key: _from_json(item) for key, item in value["pairs"]}
+
+
+def _description(path: Path) -> dict[str, Any]:
+    content = _read(path, MOST_JSON)
+    try:
+        description = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: it is no JSON ({error}). Train again.") from error
+    if not isinstance(description, dict) or "format" not in description:
+        raise RunError(f"{path} describes no head.")
+    if description["format"] != FORMAT:
+        raise RunError(f"{path} has format {description['format']!r}, but this version reads format {FORMAT}.")
+    stated = description.pop("sha256", None)
+    if stated != _digest(description):
+        raise RunError(f"{path} is damaged: its content does not have the SHA-256 stated in it. Train again.")
+    return description
+
+
+def _digest(description: dict[str, Any]) -> str:
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read(path: Path, most: int | None = None) -> bytes:
+    """Return a regular file's content; a pipe or device would block for ever."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RunError(f"{path} is no regular file.")
+        if most is not None and status.st_size > most:
+            raise RunError(f"{path} has {status.st_size:,} bytes; more than {most:,} is no head's description.")
+        return file.read()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path} cannot be written: {error.strerror}.") from error

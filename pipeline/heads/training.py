@@ -1,0 +1,186 @@
+"""Minibatch training of a small torch network on cached features; the only module of this room that needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import HeadError, known
+
+LEARNING_RATES = {"sgd": 1e-3, "adamw": 1e-3, "lbfgs": 1.0}
+SCHEDULES = ("step", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the fields are the settings of the torch heads."""
+
+    optimizer: str
+    lr: float | None
+    momentum: float
+    weight_decay: float
+    label_smoothing: float
+    schedule: str
+    step_size: int
+    gamma: float
+    epochs: int
+    batch_size: int
+    resample: bool
+    seed: int
+    device: str
+
+    def checked(self) -> Recipe:
+        """Return itself, or raise a `HeadError` for a setting that cannot be."""
+        known("optimizer", self.optimizer, LEARNING_RATES)
+        known("schedule", self.schedule, SCHEDULES)
+        for name, least in (("epochs", 1), ("batch_size", 1), ("step_size", 1), ("momentum", 0), ("weight_decay", 0)):
+            if getattr(self, name) < least:
+                raise HeadError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise HeadError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1).")
+        return self
+
+    @property
+    def rate(self) -> float:
+        """The learning rate at the start."""
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features (N, D) and class codes (N,) on the training device; code -1 is a class unseen in training."""
+
+    X: torch.Tensor
+    codes: torch.Tensor
+
+    @classmethod
+    def of(cls, X: np.ndarray, codes: np.ndarray, device: str) -> Rows:
+        """Copy arrays to `device`, features as float32."""
+        # a copy, because arrays mapped from a file are read-only and torch has no such tensors
+        return cls(torch.tensor(X, dtype=torch.float32, device=device), torch.tensor(codes, device=device))
+
+
+def train(network: nn.Module, rows: Rows, validation: Rows | None, class_weights: np.ndarray,
+          recipe: Recipe) -> tuple[list[dict[str, float]], int]:
+    """Train `network` in place.
+
+    Parameters
+    ----------
+    network : nn.Module
+        From (B, D) features to (B, K) scores.
+    rows, validation : Rows
+        With validation rows the weights of the epoch with the best validation accuracy (the first of equals)
+        are put back at the end; otherwise the last epoch's stay.
+    class_weights : (K,) array
+        Weight of each class in the loss.
+    recipe : Recipe
+
+    Returns
+    -------
+    list of dict, int
+        For each epoch `epoch`, `lr`, `train_loss`, `train_accuracy` (both while it was training) and, with
+        validation rows, `val_loss`, `val_accuracy`; and the number of the epoch that was kept.
+    """
+    recipe.checked()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=rows.X.device)
+    loss_of = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
+    optimizer, scheduler = _optimizer(network, recipe)
+    history: list[dict[str, float]] = []
+    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+    for epoch in range(1, recipe.epochs + 1):
+        line = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
+        line |= _epoch(network, rows, loss_of, optimizer, recipe, generator)
+        scheduler.step()
+        if not np.isfinite(line["train_loss"]):
+            raise HeadError(f"The loss became {line['train_loss']} in epoch {epoch}: the learning rate "
+                            f"{recipe.rate:g} is too high for these features; try a tenth of it.")
+        if validation is not None:
+            line |= _validate(network, validation)
+            if best is None or line["val_accuracy"] > best[0]:
+                best = line["val_accuracy"], epoch, _copied(network)
+        history.append(line)
+    if best is None:
+        return history, recipe.epochs
+    network.load_state_dict(best[2])
+    return history, best[1]
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, Any]:
+    parameters, rate, decay = network.parameters(), recipe.rate, recipe.weight_decay
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay)
+    elif recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay)
+    else:
+        optimizer = torch.optim.LBFGS(parameters, rate, max_iter=20, line_search_fn="strong_wolfe")
+    factor: Callable[[int], float] = {
+        "step": lambda epoch: recipe.gamma ** (epoch // recipe.step_size),
+        "cosine": lambda epoch: (1 + np.cos(np.pi * epoch / recipe.epochs)) / 2,
+        "constant": lambda epoch: 1.0,
+    }[recipe.schedule]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _epoch(network: nn.Module, rows: Rows, loss_of: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe,
+           generator: torch.Generator) -> dict[str, float]:
+    network.train()
+    loss_sum = correct = seen = 0.0
+    for X, codes in _batches(rows, recipe, generator):
+        scores = _step(network, X, codes, loss_of, optimizer, recipe)
+        loss_sum += float(loss_of(scores, codes)) * len(codes)
+        correct += int((scores.argmax(1) == codes).sum())
+        seen += len(codes)
+    return {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
+
+
+def _step(network: nn.Module, X: torch.Tensor, codes: torch.Tensor, loss_of: nn.Module,
+          optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.Tensor:
+    """Take one step and return the scores (B, K) from before it."""
+    first: list[torch.Tensor] = []
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        scores = network(X)
+        first.append(scores.detach())
+        loss = loss_of(scores, codes)
+        if recipe.optimizer == "lbfgs":  # SGD and AdamW decay the weights themselves
+            loss = loss + recipe.weight_decay / 2 * sum(w.square().sum() for w in network.parameters())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return first[0]
+
+
+def _batches(rows: Rows, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    if recipe.optimizer == "lbfgs":  # it assumes the same rows at every step
+        yield rows.X, rows.codes
+        return
+    n = len(rows.codes)
+    if recipe.resample:
+        share = 1 / torch.bincount(rows.codes.cpu()).float()
+        order = torch.multinomial(share[rows.codes.cpu()], n, replacement=True, generator=generator)
+    else:
+        order = torch.randperm(n, generator=generator)
+    for batch in order.to(rows.codes.device).split(recipe.batch_size):
+        yield rows.X[batch], rows.codes[batch]
+
+
+@torch.no_grad()
+def _validate(network: nn.Module, rows: Rows) -> dict[str, float]:
+    network.eval()
+    scores = network(rows.X)
+    seen = rows.codes >= 0  # the loss of a class that the head cannot name would be infinite
+    loss = nn.functional.cross_entropy(scores[seen], rows.codes[seen]) if seen.any() else torch.tensor(float("nan"))
+    return {"val_loss": float(loss), "val_accuracy": float((scores.argmax(1) == rows.codes).float().mean())}
+
+
+def _copied(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
