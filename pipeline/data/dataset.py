@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError, UnknownNameError, suggestion
 from ..progress import Progress, silent
-from .builtin import DATASETS
+from .builtin import DATASETS, TORCHVISION
 from .digests import digest_files, fraction, memo_file
 from .folders import list_folder
 from .reader import DEFAULT_LIMITS, Limits, read_bytes
@@ -150,6 +151,10 @@ def load_dataset(
 def _loader(data: str) -> Callable[[Path, Progress], Samples]:
     if data in DATASETS:
         return DATASETS[data].load
+    if data.startswith(TORCHVISION):
+        from .torchvision_sets import list_torchvision
+
+        return partial(list_torchvision, data.removeprefix(TORCHVISION))
     path = Path(data).expanduser()
     try:
         path.stat()
@@ -166,7 +171,7 @@ def _not_found(data: str, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or error
     if Path(data).name != data or Path(data).suffix:
         return f"No such folder or CSV file: {data!r} ({reason})."
-    known = [*sorted(DATASETS)]
+    known = [*sorted(DATASETS), f"{TORCHVISION}NAME"]
     return f"Unknown data set {data!r}, and no such folder here.{suggestion(data, known)}"
 
 
