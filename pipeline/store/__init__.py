@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .catalog import CacheEntry, list_caches, nearest, remove, verify_cache
     from .file import FeatureCache
+    from .lock import hold
     from .paths import cache_path
     from .plan import Plan
     from .spec import FORMAT_VERSION, Spec
@@ -24,6 +25,7 @@ _HOMES = {
     "Plan": "plan",
     "Spec": "spec",
     "cache_path": "paths",
+    "hold": "lock",
     "list_caches": "catalog",
     "nearest": "catalog",
     "remove": "catalog",
@@ -38,6 +40,7 @@ __all__ = [
     "Plan",
     "Spec",
     "cache_path",
+    "hold",
     "list_caches",
     "nearest",
     "remove",

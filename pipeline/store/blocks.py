@@ -116,8 +116,12 @@ class CheckedReader:
                     done(len(rows))
         return sorted(bad)
 
+    def blocks_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the block of each of these positions."""
+        return rows // self.rows_per_block
+
     def _parts(self, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
-        blocks, starts = np.unique(rows // self.rows_per_block, return_index=True)
+        blocks, starts = np.unique(self.blocks_of(rows), return_index=True)
         for block, start, stop in zip(blocks.tolist(), starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
             yield block, slice(start, stop)
 

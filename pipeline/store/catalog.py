@@ -14,7 +14,7 @@ from .blocks import Digester
 from .disk import DISK, Disk
 from .file import FeatureCache
 from .layout import DATASETS
-from .lock import acquire
+from .lock import hold
 from .paths import CachePlaces, split_name
 from .record import BrokenRecordError, read_record
 from .spec import Spec
@@ -182,16 +182,13 @@ def remove(entry: CacheEntry, disk: Disk = DISK) -> int:
         If a process is writing that cache.
     """
     path = entry.path if entry.path.suffix == ".h5" else entry.path.with_name(entry.path.name.split(".h5.")[0] + ".h5")
-    lock = acquire(path, disk)
-    try:
-        partial = CachePlaces(path).partial
+    places = CachePlaces(path)
+    with hold(places.lock, str(path), disk):
         if entry.state == "partial":
-            for file in [CachePlaces(path).plan, *partial.iterdir()]:
+            for file in [places.plan, *places.partial.iterdir()]:
                 disk.unlink(file)
-            disk.remove_folder(partial)
+            disk.remove_folder(places.partial)
         else:
             disk.unlink(entry.path)
         disk.sync_folder(path.parent)
-    finally:
-        lock.release()
     return entry.bytes

@@ -87,6 +87,13 @@ class Disk:
         """Give `source` the name `target`, atomically."""
         source.replace(target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give `source` a second name, where the file system can."""
+        self.unlink(target)
+        with suppress(OSError):
+            target.hardlink_to(source)
+        self.sync_folder(target.parent)
+
     def unlink(self, path: Path) -> None:
         """Remove a file, if it is there."""
         path.unlink(missing_ok=True)

@@ -1,37 +1,45 @@
-"""One writer a cache: the system releases the lock when its holder dies, however it dies."""
+"""One writer at a time: the system releases the lock when its holder dies, however it dies."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..errors import BusyError
 from .disk import DISK, Disk
-from .paths import CachePlaces
 
 
-def acquire(cache: Path, disk: Disk = DISK) -> FileLock:
-    """Take the lock of the cache file `cache` at once, or say who is asked to wait.
+@contextmanager
+def hold(lock: Path, what: str, disk: Disk = DISK) -> Iterator[None]:
+    """Hold the lock file `lock` for the length of a `with` block.
 
-    Returns
-    -------
-    FileLock
-        To be released by its `release` method.
+    The file is never deleted, because two holders could then lock two files of one name.
+
+    Parameters
+    ----------
+    lock : Path
+        Created, with its folder, if need be.
+    what : str
+        What it guards, for the message: ``"the run 'first'"``.
 
     Raises
     ------
     BusyError
-        If another process (or another writer in this one) holds it.
+        At once, if another process (or another holder in this one) has it.
     """
-    place = CachePlaces(cache).lock
-    disk.make_folder(place.parent)
+    disk.make_folder(lock.parent)
     # thread_local=False: the thread that finishes need not be the one that began
-    lock = FileLock(place, timeout=0, thread_local=False)
+    held = FileLock(lock, timeout=0, thread_local=False)
     try:
-        lock.acquire()
+        held.acquire()
     except Timeout:
         raise BusyError(
-            f"Another process is writing {cache}. Wait until it has finished, or stop it: its committed rows are kept."
+            f"Another process is writing {what}. Wait until it has finished, or stop it: what it has committed is kept."
         ) from None
-    return lock
+    try:
+        yield
+    finally:
+        held.release()

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -13,6 +14,8 @@ import numpy as np
 
 from .file import FeatureCache
 from .finalise import Column
+from .keys import as_keys
+from .ledger import FAILED, Ledger
 
 _REASON_BYTES = 500
 
@@ -41,6 +44,31 @@ class Overlay:
     skipped: list[tuple[str, str]]
     root: str
 
+    @classmethod
+    def of(
+        cls,
+        ledger: Ledger,
+        paths: Sequence[str],
+        labels: np.ndarray,
+        splits: np.ndarray,
+        classes: Sequence[str],
+        skipped: Sequence[tuple[str, str]],
+        root: str,
+    ) -> Overlay:
+        """Divide a listing into the images that have rows and those that are skipped."""
+        good, failed = np.flatnonzero(ledger.state >= 0), np.flatnonzero(ledger.state == FAILED)
+        reasons = [ledger.reasons[image] for image in ledger.image[failed].tolist()]
+        broken = list(zip([paths[at] for at in failed.tolist()], reasons, strict=True))
+        return cls(
+            paths=[paths[at] for at in good.tolist()],
+            labels=np.asarray(labels)[good].astype(np.int64),
+            splits=np.asarray(splits)[good],
+            digests=ledger.digests(good),
+            classes=tuple(classes),
+            skipped=sorted([*skipped, *broken], key=lambda entry: os.fsencode(entry[0])),
+            root=root,
+        )
+
     def columns(self) -> dict[str, Column]:
         """Return every dataset of the file but the features and `meta`."""
         rows = len(self.paths)
@@ -58,6 +86,15 @@ class Overlay:
         splits = dict(Counter(self.splits.tolist()))
         distinct = len({digest.tobytes() for digest in self.digests})
         return {"rows": len(self.paths), "distinct": distinct, "skipped": len(self.skipped), "splits": splits}
+
+    def displaces(self, cache: FeatureCache) -> bool:
+        """Tell whether `cache` describes another folder, still there, and has rows that this listing lacks."""
+        other = cache.meta.get("root") or self.root
+        return (
+            other != self.root
+            and Path(other).exists()
+            and not np.isin(as_keys(cache.digests), as_keys(self.digests)).all()
+        )
 
     def describes(self, cache: FeatureCache) -> bool:
         """Tell whether `cache` says exactly this already."""

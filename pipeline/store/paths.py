@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,16 @@ class CachePlaces:
             number += 1
             name = self.path.with_name(f"{self.path.name}.corrupt-{number}")
         return name
+
+    def of_root(self, root: str) -> Path:
+        """Return where the rows of another folder of the same name are kept, see `CacheWriter.finish`."""
+        return self.path.with_name(
+            f"{self.path.stem}@{hashlib.sha256(root.encode(errors='replace')).hexdigest()[:8]}.h5"
+        )
+
+    def others(self) -> list[Path]:
+        """List the files kept for other folders of the same name."""
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}@*.h5"))
 
     def siblings(self) -> list[Path]:
         """List the files of the same name in the neighbouring data sets' folders: same spec, other images."""

@@ -6,13 +6,11 @@ the next run goes on with the same blocks to the same file.
 
 from __future__ import annotations
 
-import errno
-import os
+import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,49 +21,54 @@ from ..progress import Progress, silent
 from .disk import DISK, Disk
 from .file import FeatureCache
 from .finalise import Column, write_hdf5
-from .keys import as_digests, as_keys, find, to_hex
-from .lock import acquire
+from .inventory import Inventory
+from .keys import find, to_hex
+from .ledger import FAILED, UNKNOWN, Ledger
+from .lock import hold
 from .overlay import Overlay
 from .paths import CachePlaces
-from .plan import FAILED, UNKNOWN, BlockPlan, Ledger, Plan, shard_size
-from .record import BrokenRecordError
-from .sources import FileSource, Shard
+from .plan import Plan
+from .room import explained, require_room
+from .sources import RowKind, Shard
 from .spec import FORMAT_VERSION, Spec
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_LIBRARIES = ("numpy", "h5py", "PIL", "torch", "torchvision", "timm")
 
 
 class CacheWriter:
     """The one process that may change a cache. Made by `open`; use it as a context manager.
 
-    Attributes
-    ----------
-    path : Path
-        The complete file, once `finish` has returned.
-    notes : list of str
-        What was found amiss and done about it, one line each, for the user.
+    Examples
+    --------
+    >>> with CacheWriter.open(path, spec) as writer:  # doctest: +SKIP
+    ...     plan = writer.plan(dataset.digests)
+    ...     for number, images in enumerate(plan.blocks):
+    ...         writer.commit(number, compute(images))
+    ...     cache = writer.finish(paths=dataset.paths, labels=dataset.labels, splits=dataset.splits)
     """
 
-    def __init__(
-        self, path: Path, spec: Spec, row_shape: tuple[int, ...], dtype: np.dtype,
-        siblings: Sequence[Path] | None, root: str, progress: Progress, disk: Disk,
-    ):  # fmt: skip
-        self.path, self.spec, self.notes = path, spec, list[str]()
-        self._places, self._disk, self._progress = CachePlaces(path), disk, progress
-        self._row_shape, self._dtype, self._root = row_shape, dtype, root
-        self._siblings = self._places.siblings() if siblings is None else list(siblings)
-        self._row_bytes = prod(row_shape) * dtype.itemsize
-        self._pending: dict[int, np.ndarray] = {}
-        self._committing = threading.Lock()
-        self._own: FileSource | None = None
+    def __init__(self, path: Path, spec: Spec, siblings: Sequence[Path], progress: Progress, disk: Disk):
+        self.path, self.spec = path, spec
+        self._places, self._disk, self._progress, self._siblings = CachePlaces(path), disk, progress, list(siblings)
+        self._inventory = Inventory(self._places, spec, disk, progress)
         self._ledger = Ledger(np.empty((0, 16), np.uint8))
-        self._lock = acquire(path, disk)
+        self._plan_id = ""
+        self._pending: dict[int, np.ndarray] = {}
+        self._numbers: list[int] = []
+        self._changing = threading.Lock()
+        self._held = ExitStack()
+        self._held.enter_context(hold(self._places.lock, str(path), disk))
 
     @classmethod
     def open(
-        cls, path: Path | str, spec: Spec, *, row_shape: tuple[int, ...], dtype: Any = np.float32,
-        siblings: Sequence[Path] | None = None, root: Path | str = "", progress: Progress = silent, disk: Disk = DISK,
-    ) -> CacheWriter:  # fmt: skip
+        cls,
+        path: Path | str,
+        spec: Spec,
+        *,
+        siblings: Sequence[Path] | None = None,
+        progress: Progress = silent,
+        disk: Disk = DISK,
+    ) -> CacheWriter:
         """Take the cache's lock.
 
         Parameters
@@ -73,14 +76,9 @@ class CacheWriter:
         path : path-like
             See `cache_path`.
         spec : Spec
-        row_shape : tuple of int
-            (D,), or (V, D) for V views.
-        dtype : float32 or float16
         siblings : sequence of Path, optional
             Complete caches of the same spec whose rows may be copied; by default those of the same file
             name in the neighbouring data sets' folders.
-        root : path-like
-            The data set's root, noted in the file.
         progress : callable
             See `pipeline.progress`.
 
@@ -88,12 +86,12 @@ class CacheWriter:
         ------
         BusyError
             If another process holds the lock.
+        CacheError
+            If the folder cannot be written.
         """
-        dtype = np.dtype(dtype).newbyteorder("<")
-        if dtype not in (np.dtype("<f4"), np.dtype("<f2")) or len(row_shape) not in (1, 2):
-            raise ValueError(f"A row is (D,) or (V, D) of float32 or float16, not {row_shape} of {dtype}")
-        with _explained(Path(path), None):
-            return cls(Path(path), spec, tuple(row_shape), dtype, siblings, os.fspath(root), progress, disk)
+        path = Path(path)
+        with explained(path, lambda: 0):
+            return cls(path, spec, CachePlaces(path).siblings() if siblings is None else siblings, progress, disk)
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -102,138 +100,81 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Release the lock and let go of all files; committed blocks stay."""
-        for source in self._ledger.sources:
-            source.close()
-        self._lock.release()
+        """Release the lock and let go of all files; what is committed stays."""
+        self._ledger.close()
+        self._held.close()
 
-    # -- plan ---------------------------------------------------------------------------------------------
+    @property
+    def notes(self) -> list[str]:
+        """What was found amiss and done about it, one line each, for the user."""
+        return self._inventory.notes
 
     def plan(self, digests: np.ndarray, *, retry_failed: bool = False) -> Plan:
-        """Find the rows that exist and divide the rest into blocks.
+        """Find the rows that exist, and divide the images that have none into blocks.
 
         Rows are looked for in the complete file that is to be replaced, in siblings, in files set aside
-        (their sound blocks), and in the shards of an interrupted run.
+        (their sound blocks), and in the shards of interrupted runs.
 
         Parameters
         ----------
         digests : (N, 16) uint8 array
             Content digest of each listed image; repeats are computed once.
         retry_failed : bool
-            Try images again that failed before under the same spec (as is sensible after a limit was raised).
-
-        Raises
-        ------
-        CacheError
-            If the disk has too little room for what will be written.
+            Try images again that failed before under the same spec, as is sensible after a limit was raised.
         """
         ledger = self._ledger = Ledger(digests)
-        self._learn_from_files(retry_failed)
-        kept = BlockPlan.load(self._places.plan, self.spec)
-        shards = self._open_shards()
-        if kept and not self._fits(kept, shards, retry_failed):
-            kept = None
-        for shard in shards:  # of other plans: their rows are as good as any
-            if kept is None or shard.plan_id != kept.id:
-                ledger.learn(shard, failures=not retry_failed)
-        return self._begin(kept, shards)
-
-    def _learn_from_files(self, retry_failed: bool) -> None:
-        if self.path.exists() or self.path.is_symlink():
-            self._own = self._open_own()
-            if self._own:
-                self._ledger.learn(self._own, failures=not retry_failed)
-        for path in [*self._siblings, *self._places.set_aside()]:
-            with suppress(CacheError):  # no rows to be had there is no error here
-                if len(self._ledger.unknown):
-                    source = FileSource.open(path, self.spec, self._row_shape, self._dtype)
-                    self._ledger.learn(source, failures=not retry_failed)
-
-    def _open_own(self) -> FileSource | None:
-        """Open the complete file; where it is damaged or stale, set it aside (its sound rows are used all the same)."""
-        try:
-            own = FileSource.open(self.path, self.spec, self._row_shape, self._dtype)
-        except CacheError as error:
-            self._set_aside(str(error))
-            return None
-        with self._progress(total=len(own.cache), desc="Verifying the cache", unit="rows") as bar:
-            problems = own.cache.problems(bar.update)
-        if not problems:
-            return own
-        own.close()
-        self._set_aside(f"{self.path} is damaged: {problems[0]} ({len(problems)} such in all).")
-        return None
-
-    def _set_aside(self, why: str) -> None:
-        aside = self._places.next_aside()
-        self._disk.replace(self.path, aside)
-        self._disk.sync_folder(self.path.parent)
-        self.notes.append(f"{why} It was set aside as {aside.name}.")
-
-    def _open_shards(self) -> list[Shard]:
-        shards = []
-        for path in self._places.shards():
-            try:
-                shards.append(Shard(path, self.spec, self._row_shape, self._dtype))
-            except BrokenRecordError as error:
-                self.notes.append(f"Shard {path.name} is not used: {error}. Its images are computed again.")
-                self._disk.unlink(path)
-        return shards
-
-    def _fits(self, kept: BlockPlan, shards: list[Shard], retry_failed: bool) -> bool:
-        """Tell whether the interrupted run's plan is still what this run needs."""
-        if retry_failed and any(shard.failed for shard in shards):
-            return False
-        unknown = as_digests(self._ledger.keys[self._ledger.unknown])
-        listed = find(self._ledger.keys, kept.keys)[1].all()
-        return bool(listed and find(np.sort(kept.keys), as_keys(unknown))[1].all())
-
-    def _begin(self, kept: BlockPlan | None, shards: list[Shard]) -> Plan:
-        ledger, unknown = self._ledger, self._ledger.unknown
-        plan = kept or BlockPlan(self.spec, ledger.keys[unknown], shard_size(len(unknown), self._row_bytes), self._root)
-        blocks = plan.blocks()
-        ledger.forget(find(ledger.keys, plan.keys)[0])
-        done = {shard.block: shard for shard in shards if shard.plan_id == plan.id}
-        for number, shard in done.items():
-            if number < len(blocks) and shard.holds(blocks[number]):
-                ledger.learn(shard)
-        self._plan_id = plan.id
-        for number, keys in enumerate(blocks):
-            at = find(ledger.keys, keys)[0]
-            if (ledger.source[at] == UNKNOWN).any():
-                self._pending[number] = ledger.first[at]
-        if self._pending:
-            self._require_room()
-        if self._pending and kept is None:
-            self._disk.make_folder(self._places.partial)
-            plan.save(self._disk, self._places.plan)
+        with explained(self.path, self._room_needed):
+            plan, resumed = self._inventory.take(ledger, self._siblings, retry_failed)
+            for number, keys in enumerate(plan.blocks):
+                images = find(ledger.keys, keys)[0]
+                if (ledger.source[images] == UNKNOWN).any():
+                    self._pending[number] = ledger.first[images]
+            if self._pending and not resumed:
+                self._disk.make_folder(self._places.partial)
+                plan.save(self._disk, self._places.plan)
+        self._plan_id, self._numbers = plan.id, list(self._pending)
         return self._summary()
 
     def _summary(self) -> Plan:
-        ledger, sources = self._ledger, self._ledger.source
-        from_shards = [number for number, source in enumerate(ledger.sources) if isinstance(source, Shard)]
-        blocks = dict(self._pending)
+        ledger, state = self._ledger, self._ledger.state
+        shards = [number for number, source in enumerate(ledger.sources) if isinstance(source, Shard)]
+        blocks = list(self._pending.values())
         return Plan(
-            to_compute=np.sort(np.concatenate([np.empty(0, np.int64), *blocks.values()])),
+            to_compute=np.sort(np.concatenate([np.empty(0, np.int64), *blocks])),
             blocks=blocks,
-            reused=int((sources[ledger.inverse] >= 0).sum()),
-            resumed=int(np.isin(sources, from_shards).sum()),
-            duplicates=len(ledger.inverse) - len(ledger.keys),
-            known_failures=int((sources[ledger.inverse] == FAILED).sum()),
+            reused=int((state >= 0).sum()),
+            resumed=int(np.isin(ledger.source, shards).sum()),
+            duplicates=len(ledger.image) - len(ledger.keys),
+            known_failures=int((state == FAILED).sum()),
         )
 
-    # -- commit -------------------------------------------------------------------------------------------
+    def require_room(self, row_bytes: int) -> None:
+        """Raise `CacheError` if the disk has too little room for a run whose rows have this size.
+
+        To be called before computing; otherwise the first `commit` does it.
+        """
+        require_room(self._disk, self.path.parent, self._room_needed(row_bytes))
+
+    def _room_needed(self, row_bytes: int | None = None) -> int:
+        """Bytes still to be written: the pending rows' shards, and the complete file beside all of them."""
+        row_bytes = row_bytes or (self._ledger.kind.bytes if self._ledger.kind else 0)
+        pending = sum(map(len, list(self._pending.values())))
+        return pending * row_bytes + len(self._ledger.image) * (row_bytes + 300) + (1 << 20)
 
     def commit(
-        self, block: int, rows: np.ndarray, failures: Mapping[int, str] | None = None, passing: Collection[int] = ()
+        self,
+        block: int,
+        rows: np.ndarray,
+        failures: Mapping[int, str] | None = None,
+        passing: Collection[int] = (),
     ) -> None:
         """Commit one block; once this returns, a power cut does not lose it. Any thread may call it.
 
         Parameters
         ----------
         block : int
-            A key of ``plan.blocks``.
-        rows : (n, ...) array
+            Position in ``plan.blocks``.
+        rows : (n, D) or (n, V, D) float32 or float16 array
             One row for each image of the block that did not fail, in the block's order.
         failures : mapping, optional
             Listing position to the reason why that image has no row. The failure is remembered with the
@@ -244,41 +185,58 @@ class CacheWriter:
         Raises
         ------
         ValueError
-            If rows and images do not match in number, or a row holds NaN or infinity.
+            If rows and images do not match, or a row holds NaN or infinity.
         CacheError
-            If the disk is full.
+            If the disk is full, or the rows are not of the kind that the cache holds under this spec.
         """
-        failures = failures or {}
-        positions = self._pending[block]
-        keys = self._ledger.keys[self._ledger.inverse[positions]]
+        number = self._numbers[block]
+        positions, failures = self._pending[number], failures or {}
         failed = np.isin(positions, list(failures))
-        rows = np.asarray(rows, dtype=self._dtype).reshape(-1, *self._row_shape)
-        if len(rows) != len(positions) - len(failures) or failed.sum() != len(failures):
-            raise ValueError(f"Block {block} has {len(positions)} images: {len(rows)} rows, {len(failures)} failures")
+        self._check(block, rows, positions[~failed])
+        keys = self._ledger.keys[self._ledger.image[positions]]
+        header = {
+            "spec_sha256": self.spec.sha256,
+            "plan_id": self._plan_id,
+            "block": number,
+            "failed": dict(zip(to_hex(keys[failed]), map(failures.get, positions[failed].tolist()), strict=True)),
+            "passing": to_hex(keys[np.isin(positions, list(passing))]),
+        }
+        path = self._places.shard(self._plan_id, number)
+        with explained(self.path, self._room_needed):
+            Shard.write(self._disk, path, header, keys[~failed], rows)
+        with self._changing:
+            self._ledger.learn(Shard(path, self.spec))
+            del self._pending[number]
+
+    def _check(self, block: int, rows: np.ndarray, images: np.ndarray) -> None:
+        kind = RowKind.of(rows)
+        if len(rows) != len(images):
+            raise ValueError(f"Block {block}: {len(rows)} rows for {len(images)} images that did not fail")
         if not np.isfinite(rows).all():
             raise ValueError(f"Block {block} has rows with NaN or infinity: report those images as failures")
-        reasons = [failures[position] for position in positions[failed].tolist()]
-        forgotten = to_hex(keys[np.isin(positions, list(passing))])
-        path = self._places.shard(self._plan_id, block)
-        with _explained(self.path, self._room_needed()):
-            Shard.write(
-                self._disk, path, self.spec, self._plan_id, block,
-                keys[~failed], rows, dict(zip(to_hex(keys[failed]), reasons, strict=True)), forgotten,
-            )  # fmt: skip
-        shard = Shard(path, self.spec, self._row_shape, self._dtype)
-        with self._committing:
-            self._ledger.learn(shard)
-            del self._pending[block]
-
-    # -- finish -------------------------------------------------------------------------------------------
+        with self._changing:
+            if self._ledger.kind is None and len(rows):
+                self.require_room(kind.bytes)
+            if self._ledger.kind not in (None, kind) and len(rows):
+                raise CacheError(
+                    f"{self.path} holds {self._ledger.kind}, but the rows just computed are {kind}: "
+                    "the spec does not tell these apart."
+                )
 
     def finish(
-        self, *, paths: Sequence[str], labels: np.ndarray, splits: np.ndarray, classes: Sequence[str] = (),
-        skipped: Sequence[tuple[str, str]] = (), meta: Mapping[str, Any] | None = None,
-    ) -> FeatureCache:  # fmt: skip
+        self,
+        *,
+        paths: Sequence[str],
+        labels: np.ndarray,
+        splits: np.ndarray,
+        classes: Sequence[str] = (),
+        skipped: Sequence[tuple[str, str]] = (),
+        meta: Mapping[str, Any] | None = None,
+        seconds: float | None = None,
+    ) -> FeatureCache:
         """Write the complete file, verify it, put it in place, and only then remove the shards.
 
-        Rows of images that are no longer listed are dropped; nothing is written if nothing has changed.
+        Rows of images that are no longer listed are dropped. Nothing is written if nothing has changed.
 
         Parameters
         ----------
@@ -288,7 +246,9 @@ class CacheWriter:
         skipped : sequence of (path, reason)
             Images that were skipped before they came to `plan`.
         meta : mapping, optional
-            More fields for `meta`: library versions, seconds taken.
+            More fields for `meta`. ``root``, the data set's folder, is one that the store reads.
+        seconds : float, optional
+            Time taken so far.
 
         Returns
         -------
@@ -297,37 +257,26 @@ class CacheWriter:
         """
         if self._pending:
             raise ValueError(f"{len(self._pending)} blocks are not committed yet")
-        state = self._ledger.source[self._ledger.inverse]
-        overlay = self._overlay(np.flatnonzero(state >= 0), paths, np.asarray(labels), np.asarray(splits), classes)
-        overlay.skipped.extend(self._skipped(np.flatnonzero(state == FAILED), paths, skipped))
-        if self._own is None or not overlay.describes(self._own.cache):
-            with _explained(self.path, self._room_needed()):
-                self._publish(overlay, state >= 0, meta or {})
+        meta = {**(meta or {}), "seconds": seconds}
+        overlay = Overlay.of(self._ledger, paths, labels, splits, classes, skipped, str(meta.get("root", "")))
+        own = self._inventory.own
+        if own is None or not overlay.describes(own.cache):
+            with explained(self.path, self._room_needed):
+                if own and overlay.displaces(own.cache):
+                    # two folders called `images` would otherwise take each other's rows away, run after run
+                    self._disk.link(self.path, self._places.of_root(own.cache.meta["root"]))
+                self._publish(overlay, meta)
+                self._disk.unlink(self._places.of_root(overlay.root))
         self._remove_shards()
         return FeatureCache.open(self.path, spec=self.spec)
 
-    def _overlay(self, good: np.ndarray, paths, labels, splits, classes) -> Overlay:
-        return Overlay(
-            paths=[paths[position] for position in good.tolist()],
-            labels=labels[good].astype(np.int64),
-            splits=splits[good],
-            digests=as_digests(self._ledger.keys[self._ledger.inverse[good]]),
-            classes=tuple(classes),
-            skipped=[],
-            root=self._root,
-        )
-
-    def _skipped(self, failed: np.ndarray, paths, skipped) -> list[tuple[str, str]]:
-        images = self._ledger.inverse[failed].tolist()
-        found = [(paths[at], self._ledger.reasons[image]) for at, image in zip(failed.tolist(), images, strict=True)]
-        return sorted([*map(tuple, skipped), *found], key=lambda entry: os.fsencode(entry[0]))
-
-    def _publish(self, overlay: Overlay, good: np.ndarray, meta: Mapping[str, Any]) -> None:
-        images = self._ledger.inverse[good]
-        shape = (len(images), *self._row_shape)
-        features = Column(shape, self._dtype, lambda start, stop: self._ledger.read(images[start:stop]))
+    def _publish(self, overlay: Overlay, meta: Mapping[str, Any]) -> None:
+        images = self._ledger.image[self._ledger.state >= 0]
+        kind = self._ledger.kind or RowKind((0,), np.dtype("<f4"))
+        shape = (len(images), *kind.shape)
+        features = Column(shape, kind.dtype, lambda start, stop: self._ledger.read(images[start:stop]))
         columns = {"features": features, **overlay.columns()}
-        self._require_room()
+        self.require_room(kind.bytes)
         with self._progress(total=2 * len(images), desc="Writing the cache", unit="rows") as bar:
             self._disk.publish(
                 self.path,
@@ -336,44 +285,28 @@ class CacheWriter:
             )
 
     def _meta(self, overlay: Overlay) -> dict[str, Any]:
-        ledger = self._ledger
-        remembered = [at for at in ledger.reasons if at not in ledger.passing]
         return {
             "format": FORMAT_VERSION,
             "spec": self.spec.fields,
             "spec_sha256": self.spec.sha256,
             "classes": list(overlay.classes),
             "counts": overlay.counts(),
-            "failed": dict(zip(to_hex(ledger.keys[remembered]), map(ledger.reasons.get, remembered), strict=True)),
-            "root": self._root,
+            "failed": self._ledger.remembered(),
+            "root": overlay.root,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules},
         }
 
     def _remove_shards(self) -> None:
         folder = self._places.partial
         if not folder.is_dir():
             return
-        self._disk.unlink(self._places.plan)  # first, and for good: a plan with half of its shards would be resumed
-        self._disk.sync_folder(folder)
         with suppress(OSError):  # what stays is found useless by the next run
+            self._disk.unlink(self._places.plan)
+            self._disk.sync_folder(folder)  # a plan with only some of its shards would be resumed
             for path in folder.iterdir():
                 self._disk.unlink(path)
             self._disk.remove_folder(folder)
-
-    # -- room on the disk ---------------------------------------------------------------------------------
-
-    def _room_needed(self) -> int:
-        """Bytes still to be written: the pending rows' shards, then the complete file beside all of them."""
-        pending = sum(map(len, list(self._pending.values())))
-        return pending * self._row_bytes + len(self._ledger.inverse) * (self._row_bytes + 300) + (1 << 20)
-
-    def _require_room(self) -> None:
-        needed, free = self._room_needed(), self._disk.free(self.path.parent)
-        if free < needed:
-            raise CacheError(
-                f"Not enough room in {self.path.parent}: {_size(needed)} are needed and {_size(free)} are free. "
-                "Free some, or choose another place with --cache-dir."
-            )
 
 
 def _prove(path: Path, spec: Spec, done) -> None:
@@ -381,25 +314,3 @@ def _prove(path: Path, spec: Spec, done) -> None:
         problems = cache.problems(done)
     if problems:
         raise CacheError(f"{path} was not stored as written: {problems[0]}. The disk may be failing.")
-
-
-@contextmanager
-def _explained(path: Path, needed: int | None) -> Iterator[None]:
-    """Turn the system's errors into one line that tells what is kept and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL and needed is not None:
-            raise CacheError(
-                f"The disk is full: {path} still needs {_size(needed)}. Committed rows are kept; "
-                "free some room and run the same command again."
-            ) from error
-        raise CacheError(f"{path} cannot be written: {error}.") from error
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -1,0 +1,116 @@
+"""Take stock before computing anything: which rows exist, which plan is under way, what is damaged."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+
+from ..errors import CacheError
+from ..progress import Progress
+from .disk import Disk
+from .keys import find
+from .ledger import Ledger
+from .paths import CachePlaces
+from .plan import BlockPlan, block_size
+from .record import BrokenRecordError
+from .sources import FileSource, Shard
+from .spec import Spec
+
+
+class Inventory:
+    """Everything on disk that bears on one cache. The caller holds the lock.
+
+    Attributes
+    ----------
+    own : FileSource or None
+        The complete file that the run will replace, if it is sound.
+    notes : list of str
+        What was found amiss and done about it, one line each.
+    """
+
+    def __init__(self, places: CachePlaces, spec: Spec, disk: Disk, progress: Progress):
+        self.own: FileSource | None = None
+        self.notes: list[str] = []
+        self._places, self._spec, self._disk, self._progress = places, spec, disk, progress
+
+    def take(self, ledger: Ledger, siblings: list, retry_failed: bool) -> tuple[BlockPlan, bool]:
+        """Enter every row that exists into the ledger.
+
+        Returns
+        -------
+        plan : BlockPlan
+            What is still to be computed, including what is committed of it.
+        resumed : bool
+            Whether that plan is an interrupted run's.
+        """
+        self._learn_from_files(ledger, siblings, retry_failed)
+        shards = self._open_shards()
+        kept = BlockPlan.load(self._places.plan, self._spec)
+        others = [shard for shard in shards if kept is None or shard.plan_id != kept.id]
+        for shard in others:  # a plan that was given up: its rows are as good as any
+            ledger.learn(shard, failures=not retry_failed)
+        committed = [shard for shard in shards if shard not in others]
+        if kept and self._still_fits(kept, ledger) and not (retry_failed and any(s.failed for s in committed)):
+            self._resume(kept, ledger, committed)
+            return kept, True
+        for shard in committed:
+            ledger.learn(shard, failures=not retry_failed)
+        unknown = ledger.unknown
+        return BlockPlan(self._spec, unknown, block_size(len(unknown))), False
+
+    def _learn_from_files(self, ledger: Ledger, siblings: list, retry_failed: bool) -> None:
+        self.own = self._open_own()
+        if self.own:
+            ledger.learn(self.own, failures=not retry_failed)
+        for path in [*siblings, *self._places.others(), *self._places.set_aside()]:
+            if len(ledger.unknown):
+                with suppress(CacheError):  # that there are no rows to be had there is no error here
+                    ledger.learn(FileSource(path, self._spec), failures=not retry_failed)
+
+    def _open_own(self) -> FileSource | None:
+        """Open the complete file. If it is damaged or stale, set it aside; its sound rows are found there."""
+        path = self._places.path
+        if not path.exists():
+            return None
+        try:
+            own = FileSource(path, self._spec)
+        except CacheError as error:
+            self._set_aside(str(error))
+            return None
+        with self._progress(total=len(own.cache), desc="Verifying the cache", unit="rows") as bar:
+            problems = own.cache.problems(bar.update)
+        if not problems:
+            return own
+        own.close()
+        self._set_aside(f"{path} is damaged ({problems[0]}; {len(problems)} such in all).")
+        return None
+
+    def _set_aside(self, why: str) -> None:
+        aside = self._places.next_aside()
+        self._disk.replace(self._places.path, aside)
+        self._disk.sync_folder(aside.parent)
+        self.notes.append(f"{why} It was set aside as {aside.name}.")
+
+    def _open_shards(self) -> list[Shard]:
+        shards = []
+        for path in self._places.shards():
+            try:
+                shards.append(Shard(path, self._spec))
+            except BrokenRecordError as error:
+                self._disk.unlink(path)
+                self.notes.append(f"{path.name} was removed: {error}. Its images are computed again.")
+        return shards
+
+    def _still_fits(self, kept: BlockPlan, ledger: Ledger) -> bool:
+        """Tell whether the interrupted plan's images are all listed, and all others known."""
+        listed = find(ledger.keys, kept.keys)[1]
+        planned = find(np.sort(kept.keys), ledger.unknown)[1]
+        return bool(listed.all() and planned.all())
+
+    def _resume(self, plan: BlockPlan, ledger: Ledger, committed: list[Shard]) -> None:
+        # even where a row has turned up elsewhere since, so that the outcome is the uninterrupted run's
+        ledger.forget(find(ledger.keys, plan.keys)[0])
+        for shard in committed:
+            if shard.block < len(plan.blocks) and shard.holds(plan.blocks[shard.block]):
+                ledger.learn(shard)
