@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .catalog import CacheEntry, list_caches, nearest, remove, verify_cache
+    from .catalog import CacheEntry, list_caches, nearest, remove, superseded, unused, verify_cache
     from .file import FeatureCache
     from .lock import hold
     from .paths import cache_path
@@ -29,6 +29,8 @@ _HOMES = {
     "list_caches": "catalog",
     "nearest": "catalog",
     "remove": "catalog",
+    "superseded": "catalog",
+    "unused": "catalog",
     "verify_cache": "catalog",
 }
 
@@ -44,6 +46,8 @@ __all__ = [
     "list_caches",
     "nearest",
     "remove",
+    "superseded",
+    "unused",
     "verify_cache",
 ]
 

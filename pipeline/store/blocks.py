@@ -33,6 +33,10 @@ def _buffer(rows: np.ndarray) -> memoryview | bytes:
     return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data if rows.size else b""
 
 
+def ignore(_rows: int) -> None:
+    """Take no notice of progress."""
+
+
 class Digester:
     """Collects the digests of a dataset that passes by block after block."""
 
@@ -101,7 +105,7 @@ class CheckedReader:
                 out[part] = self._read_part(dataset, name, block, rows[part], view, check)
         return out
 
-    def bad_blocks(self, name: str, blocks: np.ndarray | None = None, done: Callable[[int], Any] = int) -> list[int]:
+    def bad_blocks(self, name: str, blocks: np.ndarray | None = None, done: Callable[[int], Any] = ignore) -> list[int]:
         """Return the blocks of `name` (of all, or of these) that are damaged; `done` is told each one's rows."""
         blocks = np.arange(len(self.digests[name])) if blocks is None else blocks
         bad: list[int] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from .disk import DISK, Disk
 from .file import FeatureCache
 from .layout import DATASETS
 from .lock import hold
-from .paths import CachePlaces, split_name
-from .record import BrokenRecordError, read_record
+from .meta import StaleCacheError
+from .paths import CachePlaces, owner, split_name
+from .record import read_header
 from .spec import Spec
 
 
@@ -27,18 +28,18 @@ class CacheEntry:
     Attributes
     ----------
     path : Path
-        The complete file, which need not exist (see `state`); or a file set aside.
+        The file; for a partial cache the folder of its shards.
     dataset, backbone, spec : str
         As the path tells; `spec` is the short digest, empty if the name has none.
     rows : int
-        Rows in the file, or committed so far. 0 where that cannot be told.
+        Rows in the file, or committed so far; 0 where that cannot be told.
     bytes : int
-        On disk, everything that belongs to the entry.
+        Size on disk.
     modified : float
         Seconds since the epoch.
     state : str
-        ``complete``, ``partial`` (shards of an unfinished run), ``corrupt`` (damaged, or set aside) or
-        ``stale`` (its content does not belong to its name).
+        ``complete``; ``partial`` (an unfinished run's shards); ``corrupt`` (damaged, or set aside for it);
+        ``stale`` (sound, but not what its name or this program's version promises).
     problem : str
         Why it is not complete.
     """
@@ -60,47 +61,38 @@ class CacheEntry:
 
 
 def list_caches(cache_dir: Path | str) -> list[CacheEntry]:
-    """List everything under `cache_dir`, by data set and file name; features are not read."""
-    entries = []
-    for folder in sorted(path for path in Path(cache_dir).glob("*") if path.is_dir()):
-        for path in sorted(folder.iterdir()):
-            if path.suffix == ".h5" and not path.name.startswith("."):
-                entries.append(_complete(path))
-            elif path.suffix == ".partial" and path.is_dir():
-                entries.append(_partial(path))
-            elif ".h5.corrupt" in path.name:
-                entries.append(_entry(path, [path], 0, "corrupt", "set aside", name=Path(path.name.split(".h5.")[0])))
-    return entries
+    """List everything under `cache_dir`, by data set and file name. No features are read."""
+    folders = sorted(path for path in Path(cache_dir).glob("*") if path.is_dir())
+    return [entry for folder in folders for path in sorted(folder.iterdir()) for entry in _entries(path)]
 
 
-def _entry(
-    path: Path, files: Sequence[Path], rows: int, state: str, problem: str = "", name: Path | None = None
-) -> CacheEntry:
-    backbone, short = split_name(name or path)
-    stats = [file.stat() for file in files]
-    return CacheEntry(
-        path, path.parent.name, backbone, short or "", rows, sum(stat.st_size for stat in stats),
-        max((stat.st_mtime for stat in stats), default=0.0), state, problem,
-    )  # fmt: skip
+def _entries(path: Path) -> Iterator[CacheEntry]:
+    if path.name.startswith("."):
+        return
+    if path.suffix == ".partial" and path.is_dir():
+        shards = [read_header(shard).get("arrays", {}) for shard in path.glob("*.shard")]
+        yield _entry(path, sum(arrays["digests"][1][0] for arrays in shards if arrays), "partial", "not finished")
+    elif path.suffix == ".h5":
+        yield _entry(path, *_state(path))
+    elif ".h5.corrupt" in path.name:
+        yield _entry(path, 0, "corrupt", "set aside")
 
 
-def _complete(path: Path) -> CacheEntry:
+def _state(path: Path) -> tuple[int, str, str]:
     try:
         with FeatureCache.open(path) as cache:
-            return _entry(path, [path], len(cache), "complete")
+            return len(cache), "complete", ""
+    except StaleCacheError as error:
+        return 0, "stale", str(error)
     except CacheError as error:
-        state = "stale" if "promises spec" in str(error) or "format version" in str(error) else "corrupt"
-        return _entry(path, [path], 0, state, str(error))
+        return 0, "corrupt", str(error)
 
 
-def _partial(folder: Path) -> CacheEntry:
-    rows = 0
-    for shard in folder.glob("*.shard"):
-        try:
-            rows += len(read_record(shard)[1]["digests"])
-        except (BrokenRecordError, KeyError):
-            continue
-    return _entry(folder.with_suffix(".h5"), list(folder.iterdir()), rows, "partial", "not finished")
+def _entry(path: Path, rows: int, state: str, problem: str) -> CacheEntry:
+    backbone, short = split_name(owner(path))
+    files = [file.stat() for file in (path.iterdir() if state == "partial" else [path])]
+    size, modified = sum(stat.st_size for stat in files), max((stat.st_mtime for stat in files), default=0.0)
+    return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem)
 
 
 def verify_cache(path: Path | str, progress: Progress = silent) -> list[str]:
@@ -119,15 +111,15 @@ def verify_cache(path: Path | str, progress: Progress = silent) -> list[str]:
         return cache.problems(bar.update) or _problems_of_wholes(cache, bar.update)
 
 
-def _problems_of_wholes(cache: FeatureCache, done: Any) -> list[str]:
-    """Compare each dataset's digest over all its bytes, the one that others can check without our blocks."""
+def _problems_of_wholes(cache: FeatureCache, done: Callable[[int], Any]) -> list[str]:
+    """Compare each dataset's digest over all its bytes: the one that others can check, who know no blocks."""
     problems = []
-    size = cache.reader.rows_per_block
+    size = cache.meta["rows_per_block"]
     for name in DATASETS:
         dataset, digester = cache.reader.file[name], Digester()
         for start in range(0, len(dataset), size):
             digester.update(dataset[start : start + size])
-            done(size if name == "features" else 0)
+            done(min(size, len(dataset) - start) if name == "features" else 0)
         if digester.sha256 != cache.meta["sha256"].get(name):
             problems.append(f"{name!r} does not match its digest")
     return problems
@@ -139,38 +131,39 @@ def nearest(cache_dir: Path | str, dataset: str, spec: Spec) -> tuple[Path, list
     Returns
     -------
     path, differences
-        See `Spec.differences`: (field, theirs, ours). None if the data set has no complete cache.
+        The latter as `Spec.differences` gives them: (field, theirs, ours). None if there is no complete cache.
     """
     found = []
     for path in sorted((Path(cache_dir) / dataset).glob("*.h5")):
-        try:
+        if _state(path)[1] == "complete":
             with FeatureCache.open(path) as cache:
                 found.append((path, spec.differences(cache.spec)))
-        except CacheError:
-            continue
     return min(found, key=lambda pair: len(pair[1]), default=None)
 
 
 def superseded(entries: Sequence[CacheEntry]) -> list[CacheEntry]:
-    """Return all but the newest complete cache of each data set and backbone, for ``--keep-newest``."""
+    """Return what ``--keep-newest`` removes: all that is not the newest complete cache of its data set and backbone.
+
+    Data sets and backbones that have no complete cache keep everything.
+    """
     newest: dict[tuple[str, str], CacheEntry] = {}
-    complete = [entry for entry in entries if entry.state == "complete"]
-    for entry in sorted(complete, key=lambda entry: entry.modified):
-        newest[entry.dataset, entry.backbone] = entry
-    return [entry for entry in entries if newest.get((entry.dataset, entry.backbone)) not in (None, entry)]
+    for entry in sorted(entries, key=lambda entry: entry.modified):
+        if entry.state == "complete":
+            newest[entry.dataset, entry.backbone] = entry
+    return [entry for entry in entries if newest.get((entry.dataset, entry.backbone), entry) is not entry]
 
 
-def unused(entries: Sequence[CacheEntry], used_specs: Collection[tuple[str, str]]) -> list[CacheEntry]:
-    """Return the complete caches that no run was trained on, for ``--unused``.
+def unused(entries: Sequence[CacheEntry], used: Collection[tuple[str, str]]) -> list[CacheEntry]:
+    """Return what ``--unused`` removes: all but unfinished caches and those that a run was trained on.
 
     Parameters
     ----------
     entries : sequence of CacheEntry
-    used_specs : collection of (dataset, sha256)
+    used : collection of (data set, sha256 of the spec)
         What the runs refer to.
     """
-    used = {(dataset, sha256[:12]) for dataset, sha256 in used_specs}
-    return [entry for entry in entries if entry.state != "partial" and (entry.dataset, entry.spec) not in used]
+    kept = {(dataset, sha256[:12]) for dataset, sha256 in used}
+    return [entry for entry in entries if entry.state != "partial" and (entry.dataset, entry.spec) not in kept]
 
 
 def remove(entry: CacheEntry, disk: Disk = DISK) -> int:
@@ -181,14 +174,11 @@ def remove(entry: CacheEntry, disk: Disk = DISK) -> int:
     BusyError
         If a process is writing that cache.
     """
-    path = entry.path if entry.path.suffix == ".h5" else entry.path.with_name(entry.path.name.split(".h5.")[0] + ".h5")
-    places = CachePlaces(path)
-    with hold(places.lock, str(path), disk):
+    places = CachePlaces(owner(entry.path))
+    with hold(places.lock, str(places.path), disk):
         if entry.state == "partial":
-            for file in [places.plan, *places.partial.iterdir()]:
-                disk.unlink(file)
-            disk.remove_folder(places.partial)
+            places.remove_partial(disk)
         else:
             disk.unlink(entry.path)
-        disk.sync_folder(path.parent)
+        disk.sync_folder(entry.path.parent)
     return entry.bytes

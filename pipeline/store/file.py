@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from ..errors import CacheError
-from .blocks import CheckedReader
+from .blocks import CheckedReader, ignore
 from .layout import DATASETS
 from .meta import read_meta
 from .paths import CachePlaces
@@ -143,7 +143,7 @@ class FeatureCache:
         reasons = [reason.decode(errors="replace") for reason in self.reader.read("skipped_reasons").tolist()]
         return list(zip(paths, reasons, strict=True))
 
-    def problems(self, done: Callable[[int], Any] = int) -> list[str]:
+    def problems(self, done: Callable[[int], Any] = ignore) -> list[str]:
         """Check every block that has not been checked yet; name the damaged ones (dataset and rows).
 
         Parameters
@@ -154,8 +154,31 @@ class FeatureCache:
         return [
             f"{self.reader.describe(name, block)} do not match their digest"
             for name in DATASETS
-            for block in self.reader.bad_blocks(name, done=done if name == "features" else int)
+            for block in self.reader.bad_blocks(name, done=done if name == "features" else ignore)
         ]
+
+    def changes(self, paths: Sequence[str], digests: np.ndarray) -> dict[str, list[str]]:
+        """Tell how a listing differs from the one that this cache was made for.
+
+        Parameters
+        ----------
+        paths : sequence of str
+        digests : (N, 16) uint8 array
+
+        Returns
+        -------
+        dict
+            Paths under ``"changed"`` (other content), ``"added"`` and ``"removed"``; empty if nothing differs.
+        """
+        present = {path: digest.tobytes() for path, digest in zip(paths, digests, strict=True)}
+        cached = {path: digest.tobytes() for path, digest in zip(self.paths, self.digests, strict=True)}
+        known = cached.keys() | {path for path, _ in self.skipped}
+        found = {
+            "changed": [path for path in cached if path in present and present[path] != cached[path]],
+            "added": [path for path in present if path not in known],
+            "removed": [path for path in cached if path not in present],
+        }
+        return {kind: names for kind, names in found.items() if names}
 
     def indices(self, split: str, *, unlabelled: bool = False) -> np.ndarray:
         """Return the positions of a split's rows, ascending; those without a label only if asked for."""

@@ -43,13 +43,13 @@ class Sink(io.RawIOBase):
 
     def __init__(self, file: DiskFile):
         self._file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def _try(self, action: Callable[[], Any]) -> None:
         try:
             if self.error is None:
                 action()
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C must not unwind through HDF5 either
             self.error = error
 
     def write(self, data) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from .disk import Disk
 from .spec import Spec
 
 _NAMED_BY_SPEC = re.compile(r"(?P<backbone>.+)-(?P<short>[0-9a-f]{12})")
@@ -30,6 +32,11 @@ def split_name(path: Path) -> tuple[str, str | None]:
     """Return the backbone and the short spec digest that a cache's file name tells (None if it tells none)."""
     match = _NAMED_BY_SPEC.fullmatch(path.stem)
     return (match["backbone"], match["short"]) if match else (path.stem, None)
+
+
+def owner(path: Path) -> Path:
+    """Return the cache file that `path` belongs to: itself, or the one that it was set aside or kept from."""
+    return path.with_name(re.split(r"@[0-9a-f]{8}\.h5|\.h5|\.partial", path.name)[0] + ".h5")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,17 @@ class CachePlaces:
     def shard(self, plan_id: str, block: int) -> Path:
         """Return the place of one block's shard."""
         return self.partial / f"{plan_id[:8]}-{block:06d}.shard"
+
+    def remove_partial(self, disk: Disk) -> None:
+        """Remove the plan and the shards."""
+        if not self.partial.is_dir():
+            return
+        with suppress(OSError):  # what stays does no harm: the next run finds its rows known
+            disk.unlink(self.plan)
+            disk.sync_folder(self.partial)  # for good, because a plan with only some of its shards would be resumed
+            for path in self.partial.iterdir():
+                disk.unlink(path)
+            disk.remove_folder(self.partial)
 
     def set_aside(self) -> list[Path]:
         """List the damaged or stale files set aside earlier, oldest first."""

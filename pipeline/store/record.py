@@ -69,6 +69,17 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise BrokenRecordError(str(error)) from error
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Read a record's header alone, checking nothing: for listings."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC) + 8)
+            header = json.loads(file.read(int.from_bytes(start[len(MAGIC) :], "little")))
+        return header if isinstance(header, dict) else {}
+    except (OSError, ValueError, RecursionError, OverflowError, MemoryError):
+        return {}
+
+
 def _parse(content: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     body, digest = content[:-32], content[-32:]
     if hashlib.sha256(body.data).digest() != digest.tobytes() or body[: len(MAGIC)].tobytes() != MAGIC:

@@ -17,6 +17,7 @@ from h5py import h5d, h5l, h5o, h5z
 from ..errors import CacheError
 from .layout import DATASETS, ROW_DATASETS, SKIPPED_DATASETS, problem_of_type
 
+_NAMES_AT_MOST = 64  # listed in a message
 _LAYOUTS = (h5d.CONTIGUOUS, h5d.COMPACT, h5d.CHUNKED)
 
 
@@ -49,10 +50,12 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def _problem(file: h5py.File, size: int) -> str | None:
-    names = set(file) if len(file) == len(DATASETS) + 1 else set()
+    if len(file) > _NAMES_AT_MOST:
+        return f"it holds {len(file)} objects"
+    names = set(file)
     if names != {*DATASETS, "meta"}:
         odd = sorted(names ^ {*DATASETS, "meta"})
-        return f"it holds {len(file)} objects with missing or unexpected names {', '.join(map(repr, odd[:8]))}"
+        return f"missing or unexpected names {', '.join(map(repr, odd))}"
     for name in names:
         problem = _problem_of_link(file, name)
         if problem:

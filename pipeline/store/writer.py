@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -267,7 +267,7 @@ class CacheWriter:
                     self._disk.link(self.path, self._places.of_root(own.cache.meta["root"]))
                 self._publish(overlay, meta)
                 self._disk.unlink(self._places.of_root(overlay.root))
-        self._remove_shards()
+        self._places.remove_partial(self._disk)
         return FeatureCache.open(self.path, spec=self.spec)
 
     def _publish(self, overlay: Overlay, meta: Mapping[str, Any]) -> None:
@@ -296,17 +296,6 @@ class CacheWriter:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules},
         }
-
-    def _remove_shards(self) -> None:
-        folder = self._places.partial
-        if not folder.is_dir():
-            return
-        with suppress(OSError):  # what stays is found useless by the next run
-            self._disk.unlink(self._places.plan)
-            self._disk.sync_folder(folder)  # a plan with only some of its shards would be resumed
-            for path in folder.iterdir():
-                self._disk.unlink(path)
-            self._disk.remove_folder(folder)
 
 
 def _prove(path: Path, spec: Spec, done) -> None:
