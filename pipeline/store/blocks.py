@@ -126,7 +126,8 @@ class CheckedReader:
 
     def _parts(self, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
         blocks, starts = np.unique(self.blocks_of(rows), return_index=True)
-        for block, start, stop in zip(blocks.tolist(), starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
+        stops = [*starts.tolist(), len(rows)][1:]
+        for block, start, stop in zip(blocks.tolist(), starts.tolist(), stops, strict=True):
             yield block, slice(start, stop)
 
     def _whole_block(self, dataset: h5py.Dataset, block: int) -> np.ndarray:
