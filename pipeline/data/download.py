@@ -44,9 +44,12 @@ def fetch(url: str, target: Path, *, max_bytes: int, sha256: str | None = None, 
     """
     digest = hashlib.sha256()
     try:
-        with _opened(url, max_bytes) as (response, expected), target.open("wb") as file:
-            with progress(total=expected, desc=f"Downloading {target.name}", unit="B", unit_scale=True) as bar:
-                received = _copy(response, file, max_bytes, digest, bar)
+        with (
+            _opened(url) as (response, expected),
+            target.open("wb") as file,
+            progress(total=expected, desc=f"Downloading {target.name}", unit="B") as bar,
+        ):
+            received = _copy(response, file, max_bytes, digest, bar)
         if expected is not None and received != expected:
             raise DataError(f"{url} ended after {received:,} of {expected:,} bytes.")
         if sha256 is not None and digest.hexdigest() != sha256:
@@ -58,7 +61,7 @@ def fetch(url: str, target: Path, *, max_bytes: int, sha256: str | None = None, 
 
 
 @contextmanager
-def _opened(url: str, max_bytes: int) -> Iterator[tuple[Any, int | None]]:
+def _opened(url: str) -> Iterator[tuple[Any, int | None]]:
     """Yield the response and its announced length; make one clear error of every way to fail."""
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
@@ -82,7 +85,9 @@ def _copy(source: Any, target: IO[bytes], max_bytes: int, digest: Any, bar: Any)
     return done
 
 
-def unpack(archive: Path, folder: Path, *, top: str, max_bytes: int, max_files: int, progress: Progress = silent) -> None:
+def unpack(
+    archive: Path, folder: Path, *, top: str, max_bytes: int, max_files: int, progress: Progress = silent
+) -> None:
     """Unpack what a zip archive holds below its folder `top` into `folder`.
 
     Raises
@@ -107,7 +112,7 @@ def _unpack_one(source: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, t
     parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if ".." in parts or parts[0].endswith(("/", ":")) or kind not in (0, stat.S_IFREG):
-        raise DataError(f"The archive holds {entry.filename!r}, which is no plain file inside it; nothing was unpacked.")
+        raise DataError(f"The archive holds {entry.filename!r}, which is no plain file inside it.")
     if parts[0] != top:
         return
     target = folder.joinpath(*parts[1:])

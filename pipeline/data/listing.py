@@ -112,7 +112,7 @@ def walk(root: Path, inside: str = "", bar: Any = None) -> Iterator[tuple[str, s
         Why it is not to be used; empty for an image.
     """
     linked: set[Identity] = set()
-    stack = [(inside, _above(root))]
+    stack = [(inside, _holders(root) | _holders(root / inside))]
     while stack:
         folder, above = stack.pop()
         prefix = f"{folder}/" if folder else ""
@@ -147,8 +147,9 @@ def _why_not_followed(link: Path, here: frozenset[Identity], linked: set[Identit
     return ""
 
 
-def _above(folder: Path) -> frozenset[Identity]:
-    return frozenset(_identity(parent) for parent in Path(os.path.realpath(folder)).parents)
+def _holders(folder: Path) -> frozenset[Identity]:
+    real = Path(os.path.realpath(folder))
+    return frozenset(map(_identity, (real, *real.parents)))
 
 
 def _identity(folder: Path) -> Identity:

@@ -13,6 +13,18 @@ T = TypeVar("T")
 Entry = tuple[bytes, bytes, bytes]  # path, digest, seal
 
 _TABLE = "CREATE TABLE IF NOT EXISTS digests_v1 (path BLOB PRIMARY KEY, digest BLOB, seal BLOB) WITHOUT ROWID"
+# The file may be sound, but we cannot have it: held by another process, not ours to write, disk full…
+_NOT_DAMAGE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_NOMEM,
+}
 _MOST_PARAMETERS = 900  # in one statement; older SQLite builds allow 999
 
 
@@ -48,12 +60,12 @@ class Memo:
         fingerprints : mapping of str to bytes
             By absolute path.
         """
-        names = {os.fsencode(file): file for file in fingerprints}
+        files = {os.fsencode(file): file for file in fingerprints}
         found = {}
         rows: list[Entry] = []
-        for name, digest, seal in self._guarded(lambda: self._select(list(names)), rows):
-            file = names[name]
-            if seal == _seal(name, fingerprints[file], digest):
+        for name, digest, seal in self._guarded(lambda: self._select(list(files)), rows):
+            file = files.get(name)
+            if file and isinstance(digest, bytes) and seal == _seal(name, fingerprints[file], digest):
                 found[file] = digest
         return found
 
@@ -69,13 +81,15 @@ class Memo:
             for start in range(0, len(names), _MOST_PARAMETERS):
                 some = names[start : start + _MOST_PARAMETERS]
                 marks = ",".join("?" * len(some))
-                rows += self._connection.execute(f"SELECT * FROM digests_v1 WHERE path IN ({marks})", some)
+                query = f"SELECT path, digest, seal FROM digests_v1 WHERE path IN ({marks})"
+                rows += self._connection.execute(query, some)
         return rows
 
     def _insert(self, rows: list[Entry]) -> None:
         if self._connection:
             with self._connection:
-                self._connection.executemany("INSERT OR REPLACE INTO digests_v1 VALUES (?, ?, ?)", rows)
+                change = "INSERT OR REPLACE INTO digests_v1 (path, digest, seal) VALUES (?, ?, ?)"
+                self._connection.executemany(change, rows)
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +101,13 @@ class Memo:
     def _guarded(self, action: Callable[[], T], otherwise: T) -> T:
         try:
             return action()
-        except (sqlite3.OperationalError, OSError):  # locked for long, disk full, not ours to write
+        except OSError:
             self._close()
-        except sqlite3.DatabaseError:  # damaged, or another kind of file
-            self._begin_anew()
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_DAMAGE:
+                self._close()
+            else:
+                self._begin_anew()
         return otherwise
 
     def _begin_anew(self) -> None:

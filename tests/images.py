@@ -1,0 +1,48 @@
+"""Small image files, and a server, for tests of data sets."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_image(file: Path, seed: int | None = None, kind: str = "PNG") -> Path:
+    """Write an image of 8 x 6 pixels, made from the file's name or from `seed`, and return its path."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(zlib.crc32(repr(file).encode()) if seed is None else seed)
+    Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(file, kind)
+    return file
+
+
+def write_images(root: Path, *names: str) -> Path:
+    """Write an image for each name below `root` and return `root`."""
+    for name in names:
+        write_image(root / name, kind="JPEG" if name.lower().endswith(("jpg", "jpeg")) else "PNG")
+    return root
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of what lies in a folder, hidden or not, sorted."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder over HTTP on this machine; yield its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
