@@ -1,0 +1,160 @@
+"""Batches of augmented images, decoded ahead on threads; the same ones whatever the number of threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..backbones.embedding import available_cores
+from ..data import Dataset, Transform, UnreadableImageError, decode
+from ..data.augmentation import AUGMENTATIONS
+
+BYTES_A_PIXEL = 4  # Pillow keeps RGB in four
+AHEAD = 2  # batches decoded before they are asked for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images of an epoch.
+
+    Attributes
+    ----------
+    indices : (n,) int array
+        In the data set; without those that could not be read.
+    pixels : (n, H, W, 3) uint8 array
+    """
+
+    indices: np.ndarray
+    pixels: np.ndarray
+
+
+class Decoder:
+    """Reads and decodes a data set's images, keeping decoded ones as far as memory is allowed.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    transform : Transform
+    workers : int
+        Threads; 0 for one a core.
+    cache_mb : int
+
+    Attributes
+    ----------
+    failures : dict of int to str
+        Index and reason of every image that could not be read so far. They are left out, never replaced.
+    """
+
+    def __init__(self, dataset: Dataset, transform: Transform, workers: int = 0, cache_mb: int = 0):
+        self.dataset = dataset
+        self.transform = transform
+        self.failures: dict[int, str] = {}
+        self._room = cache_mb * 2**20
+        self._kept: dict[tuple[int, bool], Any] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(workers or available_cores(), "decode")
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def batches(
+        self, groups: list[np.ndarray], augmentation: str = "none", seed: tuple[int, ...] = (), first: int = 0
+    ) -> Iterator[Batch]:
+        """Yield one batch for each group of places in an epoch.
+
+        Parameters
+        ----------
+        groups : list of (n, 2) int arrays
+            For each image its place in the epoch and its index in the data set.
+        augmentation : str
+        seed : tuple of int
+            What, with its place, decides an image's augmentation.
+        first : int
+            Groups to pass over.
+        """
+        augment = AUGMENTATIONS[augmentation](self.transform)
+        plain = augmentation == "none"
+
+        def view(place: int, index: int) -> np.ndarray | None:
+            source = self._source(index, plain)
+            if source is None or plain:
+                return source
+            return augment(source, np.random.default_rng((*seed, place)))
+
+        waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
+        remaining = iter(groups[first:])
+        try:
+            while True:
+                for group in remaining:
+                    jobs = [self._pool.submit(view, int(place), int(index)) for place, index in group]
+                    waiting.append((group[:, 1], jobs))
+                    if len(waiting) > AHEAD:
+                        break
+                if not waiting:
+                    return
+                yield _collected(*waiting.popleft(), self.transform.crop)
+        finally:
+            for _, jobs in waiting:
+                for job in jobs:
+                    job.cancel()
+
+    def _source(self, index: int, plain: bool) -> Any:
+        """Return the decoded image, or its plain view; None for one that cannot be read."""
+        if index in self.failures:
+            return None
+        if (kept := self._kept.get((index, plain))) is not None:
+            return kept
+        try:
+            image: Image.Image = decode(self.dataset.read(index), self.dataset.limits)
+            source: Any = self.transform(image) if plain else image
+        except UnreadableImageError as error:
+            self.failures[index] = str(error)
+            return None
+        size = source.nbytes if plain else BYTES_A_PIXEL * image.width * image.height
+        with self._lock:
+            if size <= self._room and (index, plain) not in self._kept:
+                self._room -= size
+                self._kept[index, plain] = source
+        return source
+
+
+def _collected(indices: np.ndarray, jobs: list[Future], crop: tuple[int, int]) -> Batch:
+    views = [job.result() for job in jobs]
+    readable = [place for place, view in enumerate(views) if view is not None]
+    pixels = np.empty((len(readable), *crop, 3), np.uint8)
+    for row, place in enumerate(readable):
+        pixels[row] = views[place]
+    return Batch(indices[readable], pixels)
+
+
+def epoch_order(indices: np.ndarray, labels: np.ndarray, seed: tuple[int, ...], resample: bool) -> np.ndarray:
+    """Return the order in which an epoch goes through the training images.
+
+    Parameters
+    ----------
+    indices, labels : (N,) int arrays
+        The training images and their classes.
+    seed : tuple of int
+    resample : bool
+        Draw N images with replacement, each class equally often, instead of permuting them.
+    """
+    rng = np.random.default_rng(seed)
+    if not resample:
+        return rng.permutation(indices)
+    counts = np.bincount(labels)
+    share = 1 / counts[labels]
+    return rng.choice(indices, len(indices), p=share / share.sum())
+
+
+def grouped(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut an epoch's order (N,) into batches: (n, 2) arrays of place and index."""
+    placed = np.stack([np.arange(len(order)), order], axis=1)
+    return [placed[start : start + size] for start in range(0, len(order), size)]

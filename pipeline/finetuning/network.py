@@ -1,0 +1,112 @@
+"""The network in training: a backbone and a linear head, which parts of them learn, and at what precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..backbones.layers import FeatureNetwork
+from ..data import Transform
+from .blocks import Block, find_blocks
+
+PREFIX = "backbone.network."
+
+
+class Classifier(nn.Module):
+    """A backbone with a linear head on it.
+
+    The head starts from zero: then its first steps move it alone, and a random head cannot spoil the backbone.
+
+    Parameters
+    ----------
+    backbone : FeatureNetwork
+    features, classes : int
+        D and K.
+    transform : Transform
+        Says how pixels are normalised.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, backbone: FeatureNetwork, features: int, classes: int, transform: Transform):
+        super().__init__()
+        self.backbone = backbone
+        self.blocks = find_blocks(backbone)
+        self.head = nn.Linear(features, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        std = torch.tensor(transform.std).view(3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -torch.tensor(transform.mean).view(3, 1, 1) / std, persistent=False)
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn bytes (N, H, W, 3) into normalised images (N, 3, H, W), channels last in memory."""
+        return (pixels.permute(0, 3, 1, 2) * self.scale).add_(self.shift)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map normalised images (N, 3, H, W) to scores (N, K) in float32."""
+        features = self.backbone(images)
+        with torch.autocast(images.device.type, enabled=False):
+            # the head is next to nothing of the work, and where small differences matter
+            return self.head(features.float())
+
+    def start_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Set the head's weight (K, D) and bias (K,)."""
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(np.array(weight)))
+            self.head.bias.copy_(torch.from_numpy(np.array(bias)))
+
+    def unfreeze(self, factors: Sequence[float]) -> None:
+        """Let the blocks with a factor above 0 learn, and no others."""
+        self.backbone.requires_grad_(False)
+        for block, factor in zip(self.blocks, factors, strict=True):
+            for parameter in block.parameters.values():
+                parameter.requires_grad_(factor > 0)
+
+    def training_mode(self, factors: Sequence[float], freeze_norm: bool) -> None:
+        """Switch what learns to training mode; frozen blocks stay as in evaluation, their BatchNorm included."""
+        self.train()
+        if not any(factors):
+            self.backbone.eval()
+        for block, factor in zip(self.blocks, factors, strict=True):
+            for module in block.modules if factor == 0 else ():
+                module.eval()
+        for module in self.modules() if freeze_norm else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+    def tensors_of(self, blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
+        """Return the head's tensors and those of `blocks`, buffers included, as they are (no copies)."""
+        own = {PREFIX + name for block in blocks for name in block.parameters}
+        inside = tuple(f"{PREFIX}{name}." for block in blocks for name in block.names)
+        return {
+            name: tensor for name, tensor in self.state_dict().items()
+            if name.startswith(("head.", *inside)) or name in own
+        }
+
+
+def feature_length(backbone: FeatureNetwork, transform: Transform) -> int:
+    """Return D."""
+    with torch.inference_mode():
+        return backbone(torch.zeros(1, 3, *transform.crop)).shape[1]
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type of the arithmetic; ``auto`` is what the device is quick at without loss of quality."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type in ("cuda", "xpu"):
+        native = device.type == "xpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Return the context in which the forward pass computes at `dtype`; weights stay float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

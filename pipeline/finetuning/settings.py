@@ -1,0 +1,172 @@
+"""What can be set about fine-tuning. Imports no torch, so that the command line can list it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import PipelineError, UnknownNameError
+from .strategies import STRATEGIES
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("step", "cosine", "one-cycle", "constant")
+SELECTIONS = ("best-on-val", "last")
+CLASS_WEIGHTS = ("none", "balanced")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+# what may differ between a run and its continuation: none of it decides what is learned
+FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_cache_mb", "compile", "tensorboard")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How a whole network is retrained; the defaults are those of PyTorch's transfer-learning tutorial.
+
+    Parameters
+    ----------
+    strategy : str
+        One of `STRATEGIES`.
+    unfreeze : str
+        What `partial` trains: ``half``, ``last-N`` (blocks), or the name of a layer to start from.
+    backbone_rate : float
+        Of `discriminative`: the backbone's learning rate as a factor of the head's.
+    layer_decay : float
+        Of `discriminative`: each block's rate as a factor of the next one's.
+    epochs, batch_size : int
+    accumulate : int
+        Parts that a batch is computed in; gradients add up, so the step is the same and memory is less.
+    optimizer : {'sgd', 'adamw'}
+    lr : float
+        Learning rate at the start (of `one-cycle`: at the top).
+    momentum : float
+        Of SGD.
+    weight_decay : float
+    schedule : {'step', 'cosine', 'one-cycle', 'constant'}
+        `step` multiplies the rate by `gamma` every `step_size` epochs.
+    step_size : int
+    gamma : float
+    warmup : float
+        Epochs during which the rate rises from 0.
+    clip : float
+        Largest norm of the gradient; 0 for any.
+    label_smoothing : float
+        Share of each target spread evenly over all classes.
+    mixup, cutmix : float
+        Parameter of the Beta distribution that mixes images are drawn with; 0 for none. With both, each batch
+        gets either, at even odds.
+    ema : float
+        Decay of the moving average of weights that is evaluated and kept instead of the last weights; 0 for none.
+    patience : int
+        Stop after so many epochs without a better validation accuracy; 0 for never.
+    resample : bool
+        Draw training images with replacement, each class equally often.
+    class_weight : {'none', 'balanced'}
+        Weight of each class in the loss.
+    augmentation : str
+        One of `pipeline.data.AUGMENTATIONS`.
+    freeze_norm : bool
+        Keep every BatchNorm's statistics, also in trained blocks: for batches too small to estimate them.
+    select : {'best-on-val', 'last'}
+        Which epoch's weights are kept. Without validation images it is the last.
+    seed : int
+    deterministic : bool
+        Refuse operations whose result depends on the order of threads.
+    precision : {'auto', 'float32', 'bfloat16', 'float16'}
+        Of the arithmetic in training; weights stay float32. `auto` takes what the device is quick at.
+    device : str
+        ``auto`` (any accelerator that torch offers, else the CPU), or a torch device.
+    workers : int
+        Threads that decode and augment; 0 for one a core.
+    compile : bool
+        Let `torch.compile` build the network: slow to start, faster on accelerators.
+    image_cache_mb : int
+        Memory for decoded images, so that later epochs need not decode them again.
+    checkpoint_minutes : float
+        A checkpoint is written after every epoch, and within long ones this often.
+    tensorboard : bool
+        Write the history for TensorBoard too.
+
+    Raises
+    ------
+    PipelineError
+        If a setting cannot be; it is named, with its value and what is possible.
+    """
+
+    strategy: str = "whole"
+    unfreeze: str = "half"
+    backbone_rate: float = 0.1
+    layer_decay: float = 1.0
+    epochs: int = 25
+    batch_size: int = 4
+    accumulate: int = 1
+    optimizer: str = "sgd"
+    lr: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "step"
+    step_size: int = 7
+    gamma: float = 0.1
+    warmup: float = 0.0
+    clip: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    patience: int = 0
+    resample: bool = False
+    class_weight: str = "none"
+    augmentation: str = "tutorial"
+    freeze_norm: bool = False
+    select: str = "best-on-val"
+    seed: int = 0
+    deterministic: bool = False
+    precision: str = "auto"
+    device: str = "auto"
+    workers: int = 0
+    compile: bool = False
+    image_cache_mb: int = 2048
+    checkpoint_minutes: float = 5.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        STRATEGIES[self.strategy]
+        _known("optimizer", self.optimizer, OPTIMIZERS)
+        _known("schedule", self.schedule, SCHEDULES)
+        _known("selection", self.select, SELECTIONS)
+        _known("class weight", self.class_weight, CLASS_WEIGHTS)
+        _known("precision", self.precision, PRECISIONS)
+        for field in fields(self):
+            if field.type in ("int", "float"):
+                low, high = LIMITS.get(field.name, (0, float("inf")))
+                value = getattr(self, field.name)
+                if not low <= value <= high:
+                    raise PipelineError(f"{field.name} is {value}; it must be {_between(low, high)}.")
+        if self.ema == 1:
+            raise PipelineError("ema is 1: the average would never move. Use a decay below 1, such as 0.999.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every setting as a JSON value."""
+        return asdict(self)
+
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "accumulate": (1, 1_000_000),
+    "step_size": (1, 100_000),
+    "backbone_rate": (0, 1),
+    "layer_decay": (0, 1),
+    "momentum": (0, 1),
+    "gamma": (0, 1),
+    "label_smoothing": (0, 1),
+    "ema": (0, 1),
+}
+
+
+def _between(low: float, high: float) -> str:
+    return f"{low} or more" if high == float("inf") else f"between {low} and {high}"
+
+
+def _known(kind: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        raise UnknownNameError(kind, name, names)

@@ -1,0 +1,239 @@
+"""Fine-tuning from start to end: set up, train with checkpoints, choose the weights, score them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..backbones import Backbone, choose_device
+from ..backbones.backbone import random_weights
+from ..data import Dataset
+from ..errors import PipelineError, RunError
+from ..progress import Progress, silent
+from .batches import Decoder
+from .checkpoints import Checkpoints
+from .distributed import World, world
+from .interrupts import deferred
+from .network import Classifier, choose_precision, feature_length
+from .outcome import Finetuned, score, with_weights
+from .probing import solve_probe
+from .resuming import record_of, restore, tensors_of
+from .settings import FREE_TO_CHANGE, FinetuneSettings
+from .strategies import STRATEGIES
+from .trainer import Tensors, Trainer
+
+DEFAULTS = FinetuneSettings()
+MIXES = np.linspace(0, 1, 11)
+Probe = tuple[np.ndarray, np.ndarray]
+
+
+def train(
+    dataset: Dataset,
+    backbone: Backbone,
+    settings: FinetuneSettings = DEFAULTS,
+    *,
+    run_folder: Path | None = None,
+    resume: bool = False,
+    probe: Probe | None = None,
+    progress: Progress = silent,
+    log: Callable[[str], object] = lambda line: None,
+) -> Finetuned | None:
+    """Fine-tune a network.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its labelled train images are trained on, and its val images choose the epoch. Broken images are left out.
+    backbone : Backbone
+    settings : FinetuneSettings
+    run_folder : Path, optional
+        Where checkpoints are kept (in ``checkpoints/``); without it there are none.
+    resume : bool
+        Go on from the newest checkpoint, if there is one.
+    probe : (K, D) array, (K,) array, optional
+        Weight and bias, for raw features, of the probe that `lp-ft` and `interpolate` start from; solved here if
+        it is not given.
+    progress : Progress
+    log : callable
+        Takes a line for the user, an epoch's for instance.
+
+    Returns
+    -------
+    Finetuned or None
+        None in all processes but the first, where several train together.
+
+    Raises
+    ------
+    DataError, PipelineError
+        If the data or settings cannot be trained with; or the loss becomes no number; or memory is too small for
+        one image; or another process dies.
+    KeyboardInterrupt
+        After SIGINT or SIGTERM, once the step is done and a checkpoint written; its message says how to go on.
+    """
+    strategy = STRATEGIES[settings.strategy]
+    if strategy.random:
+        backbone = replace(backbone, weights=random_weights(backbone.architecture, settings.seed))
+    with world(settings.device) as place, _torch_state(settings):
+        if not place.main:
+            progress, log = silent, lambda line: None
+        checkpoints = Checkpoints(run_folder) if run_folder else None
+        if checkpoints and not resume and checkpoints.records():
+            raise RunError(f"{run_folder} holds an unfinished training. Continue it with --resume, choose another "
+                           f"--name, or delete {checkpoints.folder}.")
+        device = choose_device(settings.device)
+        decoder = Decoder(dataset, backbone.transform, settings.workers, settings.image_cache_mb)
+        try:
+            model = _model(backbone, dataset, device, place)
+            if strategy.probe:
+                model.start_head(*(probe or solve_probe(dataset, backbone, str(device), settings.workers, progress)))
+            precision = choose_precision(settings.precision, device)
+            trainer = Trainer(model, dataset, decoder, settings, precision, place, log)
+            start = trainer.copied()
+            plan = training_plan(dataset, backbone, settings)
+            if checkpoints and resume:
+                _continue(trainer, checkpoints, plan, log)
+            _run(trainer, checkpoints, plan, progress, log)
+            mix = _settle(trainer, start, log)
+        finally:
+            decoder.close()
+        return _outcome(trainer, backbone, mix, progress) if place.main else None
+
+
+def _model(backbone: Backbone, dataset: Dataset, device: torch.device, place: World) -> Classifier:
+    network = backbone.network()
+    length = feature_length(network, backbone.transform)
+    model = Classifier(network, length, len(dataset.classes), backbone.transform)
+    return model.to(memory_format=torch.channels_last).to(device)
+
+
+@contextmanager
+def _torch_state(settings: FinetuneSettings) -> Iterator[None]:
+    """Leave torch's random numbers and settings as they were found."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        torch.use_deterministic_algorithms(settings.deterministic or deterministic)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+
+
+def training_plan(dataset: Dataset, backbone: Backbone, settings: FinetuneSettings) -> dict[str, Any]:
+    """Return what must be the same for a checkpoint to be continued."""
+    content = hashlib.sha256(dataset.digests.tobytes())
+    content.update(dataset.labels.tobytes())
+    content.update(json.dumps(dataset.splits.tolist()).encode())
+    chosen = {name: value for name, value in settings.to_dict().items() if name not in FREE_TO_CHANGE}
+    return {**chosen, "images": content.hexdigest(), "classes": list(dataset.classes), "backbone": backbone.spec.sha256}
+
+
+def _continue(trainer: Trainer, checkpoints: Checkpoints, plan: dict[str, Any], log: Callable[[str], object]) -> None:
+    found = checkpoints.newest()
+    if found is None:
+        log("no checkpoint to continue from: starting at the beginning")
+        return
+    tensors, record, remarks = found
+    for remark in remarks:
+        log(f"{remark} Using the one before it.")
+    changed = [name for name in plan if record["plan"].get(name) != plan[name]]
+    if changed:
+        was = ", ".join(f"{name} {record['plan'].get(name)!r}, now {plan[name]!r}" for name in changed)
+        raise RunError(f"Cannot continue {checkpoints.folder}: it was made with {was}. Use the same settings and data, "
+                       "or start anew under another --name.")
+    restore(trainer, tensors, record)
+    log(f"continuing after epoch {trainer.epoch}" + (f", step {trainer.step}" if trainer.step else ""))
+
+
+def _run(trainer: Trainer, checkpoints: Checkpoints | None, plan: dict[str, Any], progress: Progress,
+         log: Callable[[str], object]) -> None:
+    """Train to the end, with checkpoints and a bar."""
+    settings, written = trainer.settings, time.monotonic()
+
+    def save() -> bool:
+        nonlocal written
+        written = time.monotonic()
+        if checkpoints is None or not trainer.world.main:
+            return False
+        trainer.stepper.look()
+        try:
+            checkpoints.save(tensors_of(trainer), {**record_of(trainer), "plan": plan})
+        except OSError as error:
+            log(f"cannot write a checkpoint: {error.strerror or error} ({checkpoints.folder}); going on without")
+            return False
+        return True
+
+    def after_step(images: int) -> None:
+        bar.update(images)
+        stopping = trainer.world.any(interrupt.asked, trainer.device)
+        due = time.monotonic() - written > 60 * settings.checkpoint_minutes
+        if not images or stopping or due:
+            saved = save()
+        if stopping:
+            raise KeyboardInterrupt(_where(trainer, saved))
+
+    total = len(trainer.train_indices) * (settings.epochs - trainer.epoch) - trainer.step * settings.batch_size
+    with deferred() as interrupt, progress(total=total, desc="finetune", unit="image") as bar:
+        trainer.run(after_step)
+
+
+def _where(trainer: Trainer, saved: bool) -> str:
+    place = f"interrupted after epoch {trainer.epoch}" + (f", step {trainer.step}" if trainer.step else "")
+    return f"{place}; continue with --resume" if saved else f"{place}; nothing was saved"
+
+
+def _settle(trainer: Trainer, start: Tensors, log: Callable[[str], object]) -> float | None:
+    """Give the model the weights that are kept; return the mix, where the strategy mixes."""
+    final = trainer.final()
+    trainer.put(final)
+    if not trainer.strategy.interpolate:
+        return None
+    if not len(trainer.val_indices):
+        raise PipelineError("The strategy 'interpolate' chooses the mix on val images, and there are none. "
+                            "Use --strategy lp-ft.")
+    found = []
+    for mix in MIXES.tolist():
+        trainer.put(mixed(start, final, mix))
+        loss, accuracy = trainer.validate()
+        found.append((accuracy, -loss, mix))
+        log(f"mix {mix:.1f}  val loss {loss:.4f} accuracy {accuracy:.4f}")
+    best = max(found)[2]
+    trainer.put(mixed(start, final, best))
+    return best
+
+
+def mixed(start: Tensors, end: Tensors, share: float) -> Tensors:
+    """Return weights between `start` and `end`, with `share` of `end`; counters are those of `end`.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+    """
+    return {
+        name: start[name].lerp(tensor, share) if tensor.is_floating_point() else tensor for name, tensor in end.items()
+    }
+
+
+def _outcome(trainer: Trainer, backbone: Backbone, mix: float | None, progress: Progress) -> Finetuned:
+    settings, model = trainer.settings, trainer.model
+    tensors = model.backbone.network.state_dict()
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    weight, bias = (tensor.detach().cpu().numpy().copy() for tensor in (model.head.weight, model.head.bias))
+    tuned = with_weights(backbone, state)
+    scores, failures = score(tuned, weight, bias, trainer.dataset, str(trainer.device), settings.workers, progress)
+    failures = trainer.decoder.failures | failures
+    return Finetuned(
+        backbone=tuned, state=state, weight=weight, bias=bias, history=trainer.history,
+        best_epoch=trainer.best_epoch if trainer.selects else trainer.epoch,
+        selection="val" if trainer.selects else "last", scores=scores,
+        failures={trainer.dataset.paths[index]: reason for index, reason in sorted(failures.items())},
+        trainable_parameters=trainer.trainable_parameters, seconds=trainer.seconds,
+        precision=str(trainer.precision).removeprefix("torch."), device=str(trainer.device), mix=mix,
+        settings=settings.to_dict(),
+    )
