@@ -1,0 +1,77 @@
+"""Feature-caching transfer learning for images.
+
+Run a frozen backbone once, cache its features, train heads on them in seconds, and compare with fine-tuning.
+Names are resolved when they are first used: ``import pipeline`` loads neither torch nor scikit-learn.
+
+Examples
+--------
+>>> import pipeline
+>>> done = pipeline.extract("photos/")                       # doctest: +SKIP
+>>> run = pipeline.train_head("logistic", "photos/")         # doctest: +SKIP
+>>> pipeline.ImageClassifier.load(run).predict(["new.jpg"])  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbones import Backbone, resolve
+    from .classifier import ImageClassifier, Prediction
+    from .data import Dataset, load_dataset
+    from .errors import PipelineError
+    from .evaluation import evaluate
+    from .experiment import compare, extract, finetune, train_head, train_heads
+    from .finetuning import FinetuneSettings
+    from .heads import LinearHead, make_head
+    from .runs import Run
+    from .store import FeatureCache
+
+_HOMES = {
+    "Backbone": "backbones",
+    "Dataset": "data",
+    "FeatureCache": "store",
+    "FinetuneSettings": "finetuning",
+    "ImageClassifier": "classifier",
+    "LinearHead": "heads",
+    "PipelineError": "errors",
+    "Prediction": "classifier",
+    "Run": "runs",
+    "compare": "experiment",
+    "evaluate": "evaluation",
+    "extract": "experiment",
+    "finetune": "experiment",
+    "load_dataset": "data",
+    "make_head": "heads",
+    "resolve": "backbones",
+    "train_head": "experiment",
+    "train_heads": "experiment",
+}
+
+__all__ = [
+    "Backbone",
+    "Dataset",
+    "FeatureCache",
+    "FinetuneSettings",
+    "ImageClassifier",
+    "LinearHead",
+    "PipelineError",
+    "Prediction",
+    "Run",
+    "compare",
+    "evaluate",
+    "extract",
+    "finetune",
+    "load_dataset",
+    "make_head",
+    "resolve",
+    "train_head",
+    "train_heads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

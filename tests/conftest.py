@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# before torch is imported anywhere: test processes share the cores, and idle threads that spin slow all of them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def photos() -> Path:

@@ -1,0 +1,201 @@
+"""A backbone as the rest of the pipeline sees it: weights, layer, transform, and the network they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.reader import DECODE_RULES
+from ..data.transforms import Transform
+from ..errors import PipelineError, UnknownNameError, WeightsError
+from ..store import Spec
+from . import bundled, timm_models, torchvision_models
+from .architecture import Architecture, Listing
+from .weights import Weights, load_into, read_state
+
+if TYPE_CHECKING:
+    from .layers import FeatureNetwork
+
+DEFAULT = "efficientnet_lite0"
+POOLED = "pooled"
+NETWORK_FILE = "network.safetensors"  # in a run folder: the weights of a network trained as a whole
+PRECISIONS = ("float32", "bfloat16", "float16")
+# in this order, so that a bundled name or one of timm's never waits for torchvision's import
+SOURCES: tuple[Callable[[str], Architecture | None], ...] = (bundled.find, timm_models.find, torchvision_models.find)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen pretrained network, not built yet.
+
+    Attributes
+    ----------
+    architecture : Architecture
+    weights : Weights
+    transform : Transform
+        From an image to the uint8 pixels (H, W, 3) that the network sees, and how they are normalised.
+    layer : str
+        Where features are read; see `FeatureNetwork`.
+    precision : str
+        Of the arithmetic: ``float32``, ``bfloat16`` or ``float16``.
+    seed : int
+        Of random weights.
+    """
+
+    architecture: Architecture
+    weights: Weights
+    transform: Transform
+    layer: str = POOLED
+    precision: str = "float32"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return self.architecture.name
+
+    @property
+    def label(self) -> str:
+        """The name, and whatever is not as usual: for people, in tables and run names."""
+        weights = Path(self.weights.label).stem if self.weights.label not in self.architecture.tags[:1] else ""
+        layer = self.layer if self.layer != POOLED else ""
+        precision = self.precision if self.precision != "float32" else ""
+        return " ".join(filter(None, (self.name, weights, layer, precision)))
+
+    @property
+    def spec(self) -> Spec:
+        """Everything that can change a feature row. Neither torch nor the network is needed for it."""
+        return Spec(
+            {
+                "architecture": self.name,
+                "weights": self.weights.digest,
+                "layer": self.layer,
+                "transform": self.transform.to_dict(),
+                "precision": self.precision,
+                "decode": DECODE_RULES,
+            }
+        )
+
+    def network(self) -> FeatureNetwork:
+        """Build the network with its weights, on the CPU, in float32 and evaluation mode.
+
+        Raises
+        ------
+        WeightsError
+            If the weights cannot be read, or are another architecture's.
+        UnknownNameError
+            If the network has no such layer.
+        """
+        from .layers import FeatureNetwork
+
+        network = self.architecture.skeleton()
+        state = self.architecture.convert(self.weights.load())
+        load_into(network, state, f"{self.weights.label} does not fit {self.name}")
+        return FeatureNetwork(network, self.layer).eval()
+
+
+def resolve(
+    name: str = DEFAULT,
+    weights: str | Path | None = None,
+    layer: str = POOLED,
+    precision: str = "float32",
+    seed: int = 0,
+) -> Backbone:
+    """Find a backbone by its name.
+
+    Parameters
+    ----------
+    name : str
+        A bundled network, one of torchvision's, or ``timm:NAME``.
+    weights : str or Path, optional
+        A tag of the published weights (``IMAGENET1K_V1``), a file, or ``random``. Default: the published ones.
+    layer : str
+        ``pooled`` (just under the classifier), or a named module, see `FeatureNetwork`.
+    precision : str
+        ``float32``, ``bfloat16`` or ``float16``.
+    seed : int
+        Of random weights.
+
+    Raises
+    ------
+    UnknownNameError
+        If nothing has that name.
+    WeightsError
+        If the weights are not there and cannot be downloaded.
+    """
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
+    architecture = find_architecture(name)
+    tag = str(weights) if weights is not None and str(weights) in architecture.tags else None
+    if weights is None or tag:
+        chosen = architecture.pretrained(tag)
+    elif str(weights) == "random":
+        chosen = random_weights(architecture, seed)
+    elif Path(weights).is_file():
+        chosen = Weights.from_file(Path(weights))
+    else:
+        known = ", ".join((*architecture.tags, "random"))
+        raise PipelineError(f"No weights {str(weights)!r} for {name}: there is no such file. Known by name: {known}.")
+    return Backbone(architecture, chosen, architecture.transform(tag), layer, precision, seed)
+
+
+def find_architecture(name: str) -> Architecture:
+    """Ask each source for an architecture of that name."""
+    for find in SOURCES:
+        if architecture := find(name):
+            return architecture
+    raise UnknownNameError("backbone", name, [*bundled.BUNDLED, *torchvision_models.names()])
+
+
+def random_weights(architecture: Architecture, seed: int) -> Weights:
+    """Return the architecture's initial weights under a seed, without the classifier's."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Weights.from_state("random", architecture.skeleton().state_dict())
+
+
+def listings() -> Iterator[Listing]:
+    """Yield every backbone that `pipeline backbones` shows, those that need no download first."""
+    yield from bundled.listings()
+    yield from torchvision_models.listings()
+
+
+def description(backbone: Backbone) -> dict[str, Any]:
+    """Return what `from_description` needs to find this backbone again, as TOML values."""
+    return {
+        "name": backbone.name,
+        "weights": backbone.weights.label,
+        "seed": backbone.seed,
+        "layer": backbone.layer,
+        "precision": backbone.precision,
+        "transform": backbone.transform.to_dict(),
+        "spec": backbone.spec.fields,
+    }
+
+
+def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
+    """Find the backbone of a run: with the weights in its folder where it has any, else the frozen ones.
+
+    Raises
+    ------
+    WeightsError
+        If the weights are gone, or are others than the run's.
+    """
+    spec = Spec(fields["spec"])
+    if (folder / NETWORK_FILE).is_file():
+        weights = Weights.from_state("fine-tuned", read_state(folder / NETWORK_FILE))
+        found = Backbone(
+            find_architecture(fields["name"]), weights, Transform.from_dict(fields["transform"]),
+            fields["layer"], fields["precision"],
+        )
+    else:
+        found = resolve(*(fields[name] for name in ("name", "weights", "layer", "precision", "seed")))
+    if found.spec != spec:
+        changed = "; ".join(f"{field}: {theirs!r} then, {ours!r} now" for field, theirs, ours in
+                            found.spec.differences(spec))
+        raise WeightsError(f"{found.name} is not the backbone that {str(folder)!r} was trained with ({changed}).")
+    return found

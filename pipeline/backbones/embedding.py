@@ -1,0 +1,136 @@
+"""From images to features on all cores: one worker a core, each decoding and running the network.
+
+No hand-over between decoders and a network, so no idle core and no contention: Pillow and torch both release
+Python's lock. With an accelerator the same workers decode and hand it their batches in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from ..data import Transform, UnreadableImageError
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+CPU_BATCH, ACCELERATOR_BATCH = 8, 64  # on a CPU the temporaries of larger batches cost page faults at every layer
+
+
+class StoppedError(Exception):
+    """Raised in a worker when the work is being given up elsewhere."""
+
+
+class Embedder:
+    """Computes features of images, on all cores.
+
+    Parameters
+    ----------
+    engine : Engine
+    transform : Transform
+        From an image to the pixels that the engine takes.
+    batch_size : int, optional
+        Images a forward pass; default 8 on a CPU, 64 elsewhere.
+    workers : int, optional
+        Threads; default one a core. 0: everything in the calling thread.
+    """
+
+    def __init__(
+        self, engine: Engine, transform: Transform, batch_size: int | None = None, workers: int | None = None
+    ):
+        on_cpu = engine.device.type == "cpu"
+        self.engine = engine
+        self.transform = transform
+        self.batch_size = batch_size or (CPU_BATCH if on_cpu else ACCELERATOR_BATCH)
+        self.workers = available_cores() if workers is None else workers
+        self._stop = threading.Event()
+
+    def embed(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        load: Callable[[int], Image.Image],
+        done: Callable[[int], object] = lambda n: None,
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Compute the features of some images in this thread.
+
+        Parameters
+        ----------
+        indices : sequence of int, length N
+        load : callable
+            From an index to its RGB image; raises `UnreadableImageError` for one that has none.
+        done : callable
+            Told after each batch how many images it held.
+
+        Returns
+        -------
+        rows : ndarray, shape (M, D)
+            In the order of `indices`, without those that failed.
+        failures : dict
+            From index to reason; M + len(failures) = N.
+
+        Raises
+        ------
+        StoppedError
+            If the work is being given up.
+        """
+        rows, failures = [], {}
+        for start in range(0, len(indices), self.batch_size):
+            if self._stop.is_set():
+                raise StoppedError
+            batch = [int(index) for index in indices[start : start + self.batch_size]]
+            pixels = []
+            for index in batch:
+                try:
+                    pixels.append(self.transform(load(index)))
+                except UnreadableImageError as error:
+                    failures[index] = str(error)
+            if pixels:
+                rows.append(self.engine(np.stack(pixels)))
+            done(len(batch))
+        empty = np.empty((0, self.engine.features), self.engine.dtype)
+        return (np.concatenate(rows) if rows else empty), failures
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Apply `function` to each job on the workers; results come in the order of the jobs.
+
+        Only a few jobs are ahead of the consumer at any time. When one fails, or the consumer stops, the others
+        are given up at their next batch.
+        """
+        if self.workers == 0:
+            yield from map(function, jobs)
+            return
+        self._stop.clear()
+        pending: deque[Future[Result]] = deque()
+        with ThreadPoolExecutor(self.workers, "embed", initializer=self._one_core_each) as executor:
+            try:
+                for job in jobs:
+                    pending.append(executor.submit(function, job))
+                    if len(pending) > 2 * self.workers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                self._stop.set()
+                executor.shutdown(wait=True, cancel_futures=True)
+                self._stop.clear()
+
+    def _one_core_each(self) -> None:
+        if self.engine.device.type == "cpu":
+            import torch
+
+            torch.set_num_threads(max(1, available_cores() // self.workers))
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,69 @@
+"""Making a frozen network fast: BatchNorm folded into the convolution before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+
+class _Tracer(fx.Tracer):
+    """Records which module's output goes where; modules of any library that hold no submodule are leaves."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.Conv2d)) or super().is_leaf_module(module, name)
+
+
+def fold_batchnorm(network: nn.Module) -> int:
+    """Fold each BatchNorm into the convolution that feeds it, in place.
+
+    A BatchNorm is folded where its convolution's output goes nowhere else, both run once and nobody listens
+    to either (a hook reads features there). What it does after normalising (timm's come with dropout and
+    activation inside) stays.
+
+    Parameters
+    ----------
+    network : nn.Module
+        In evaluation mode.
+
+    Returns
+    -------
+    int
+        How many were folded: 0 too for a network whose flow cannot be traced, which is left as it was.
+    """
+    try:
+        graph = _Tracer().trace(network)
+    except Exception:  # tracing runs the network's own code on stand-ins, which may raise anything
+        return 0
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    folded = 0
+    for node in graph.nodes:
+        if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or len(before.users) != 1:
+            continue
+        convolution, norm = network.get_submodule(str(before.target)), network.get_submodule(str(node.target))
+        once = calls.count(str(node.target)) == calls.count(str(before.target)) == 1
+        if convolution._forward_hooks or norm._forward_hooks or not once:
+            continue
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+            _fold(convolution, norm)
+            rest = [part for name in ("drop", "act") if (part := getattr(norm, name, None)) is not None]
+            network.set_submodule(str(node.target), nn.Sequential(*rest) if rest else nn.Identity())
+            folded += 1
+    return folded
+
+
+@torch.no_grad()
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """y = gamma (Wx + b - mean) / sqrt(var + eps) + beta, as one convolution; worked out in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None  # checked before, for mypy
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = 1 / torch.sqrt(variance + norm.eps)
+    shift = -mean * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+    bias = 0 if convolution.bias is None else convolution.bias.double()
+    dtype = convolution.weight.dtype
+    convolution.bias = nn.Parameter((bias * scale + shift).to(dtype))
+    convolution.weight = nn.Parameter((convolution.weight.double() * scale[:, None, None, None]).to(dtype))

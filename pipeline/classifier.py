@@ -1,0 +1,215 @@
+"""An image classifier: a backbone and a head, wherever each was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backbones import Backbone, Embedder, Engine, from_description
+from .data import Limits, UnreadableImageError, decode, read_bytes
+from .data.reader import DEFAULT_LIMITS
+from .errors import DataError
+from .heads import load_head, probabilities, save_head
+from .progress import Progress, silent
+from .runs import Run
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .heads import Head
+
+CHUNK = 64  # images handed to a worker at once
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes
+    ----------
+    path : str
+        The image's file, or its number where it came from memory.
+    label : str or None
+        The likeliest class; None for an image that cannot be read.
+    prob : float or None
+        Its probability.
+    probabilities : dict of str to float
+        Of every class.
+    reason : str
+        Why there is no label; empty otherwise.
+    """
+
+    path: str
+    label: str | None
+    prob: float | None
+    probabilities: Mapping[str, float]
+    reason: str = ""
+
+
+class ImageClassifier:
+    """A backbone and a head that was trained on its features.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    head : scikit-learn classifier
+        Knows class ids 0..K-1.
+    classes : sequence of str, length K
+    device, batch_size, workers
+        See `Engine` and `Embedder`.
+
+    Examples
+    --------
+    >>> classifier = ImageClassifier.load("runs/pets")            # doctest: +SKIP
+    >>> classifier.predict(["cat.jpg"])[0].label                   # doctest: +SKIP
+    'cat'
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Any,
+        classes: Sequence[str],
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ):
+        self.backbone = backbone
+        self.head = head
+        self.classes = tuple(classes)
+        self._running = (device, batch_size, workers)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        device, batch_size, workers = self._running
+        return Embedder(Engine(self.backbone, device), self.backbone.transform, batch_size, workers)
+
+    @classmethod
+    def load(cls, run: str | Path | Run, runs_dir: Path = Path("runs"), **running: Any) -> ImageClassifier:
+        """Load the classifier of a run, by the run's name or folder.
+
+        Raises
+        ------
+        RunError
+            If the run is missing or incomplete.
+        WeightsError
+            If the backbone's weights are gone, or are not those that the head was trained on.
+        """
+        opened = run if isinstance(run, Run) else Run.open(run, runs_dir)
+        head, metadata = load_head(opened.path)
+        backbone = from_description(opened.config()["backbone"], opened.path)
+        return cls(backbone, head, metadata["class_names"], **running)
+
+    def save(self, folder: Path) -> None:
+        """Write the head into a run folder. The backbone's own weights are named in `config.toml`, not copied."""
+        save_head(self.head, folder, {"class_names": list(self.classes), "spec_sha256": self.backbone.spec.sha256})
+
+    def predict(self, images: Iterable[Any], progress: Progress = silent) -> list[Prediction]:
+        """Classify images.
+
+        Parameters
+        ----------
+        images : iterable of str, Path, bytes, PIL image or ndarray
+            Files, whole image files in memory, or pixels: (H, W, 3) uint8. All take the same way.
+
+        Returns
+        -------
+        list of Prediction
+            One an image, in order; unreadable images have a reason instead of a label.
+        """
+        images = [images] if isinstance(images, (str, Path, bytes)) else list(images)
+        with progress(total=len(images), desc="predict", unit="image") as bar:
+            found = []
+            for prediction in self.stream(images):
+                found.append(prediction)
+                bar.update(1)
+        return found
+
+    def stream(self, images: Iterable[Any]) -> Iterator[Prediction]:
+        """Classify images one after the other, as `predict`, holding only a few in memory."""
+
+        def classify(job: tuple[int, list[Any]]) -> list[Prediction]:
+            first, chunk = job
+            rows, failures = self._embedder.embed(range(len(chunk)), lambda index: load_image(chunk[index]))
+            names = [name_of(image, first + index) for index, image in enumerate(chunk)]
+            return list(self._predictions(names, rows, failures))
+
+        for predictions in self._embedder.map(classify, _chunks(images)):
+            yield from predictions
+
+    def _predictions(self, names: list[str], rows: np.ndarray, failures: dict[int, str]) -> Iterator[Prediction]:
+        scores = iter(probabilities(self.head, rows, len(self.classes)) if len(rows) else ())
+        for index, name in enumerate(names):
+            if index in failures:
+                yield Prediction(name, None, None, {}, failures[index])
+                continue
+            each = next(scores)
+            best = int(each.argmax())
+            named = dict(zip(self.classes, map(float, each), strict=True))
+            yield Prediction(name, self.classes[best], float(each[best]), named)
+
+
+def linear_head(weight: np.ndarray, bias: np.ndarray) -> Head:
+    """Return the head of a fine-tuned network, so that both kinds of run end in the same type.
+
+    Parameters
+    ----------
+    weight, bias : (K, D) and (K,) arrays
+        For features as they come out of the backbone.
+    """
+    from .heads import LinearHead
+    from .heads.scaling import Scaler
+
+    head = LinearHead(scaling="none")
+    head.classes_, head.n_features_in_ = np.arange(len(weight)), weight.shape[1]
+    head.coef_, head.intercept_ = weight.astype(np.float64), bias.astype(np.float64)
+    head.scaler_, head.temperature_ = Scaler("none"), 1.0
+    return head
+
+
+def load_image(image: Any, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """Return a path's, bytes', array's or PIL image's pixels, by one set of rules.
+
+    Raises
+    ------
+    UnreadableImageError
+        If there is no image in it.
+    DataError
+        If it is none of these things.
+    """
+    from PIL import Image
+
+    if isinstance(image, (str, Path)):
+        return decode(read_bytes(image, limits), limits)
+    if isinstance(image, bytes):
+        return decode(image, limits)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise UnreadableImageError(f"an array of {image.dtype} and shape {image.shape}, not uint8 (H, W, 3)")
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        # through a lossless file, so that orientation, transparency and depth follow the same rules
+        buffer = BytesIO()
+        image.save(buffer, "TIFF" if image.mode in ("CMYK", "F", "LAB", "YCbCr") else "PNG", exif=image.getexif())
+        return decode(buffer.getvalue(), limits)
+    raise DataError(f"Cannot read an image from {type(image).__name__}: give a path, bytes, PIL image or uint8 array.")
+
+
+def name_of(image: Any, number: int) -> str:
+    """Return the path of an image, or its number where it has none."""
+    return str(image) if isinstance(image, (str, Path)) else str(number)
+
+
+def _chunks(images: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
+    iterator, first = iter(images), 0
+    while chunk := list(islice(iterator, CHUNK)):
+        yield first, chunk
+        first += len(chunk)

@@ -1,0 +1,35 @@
+"""The command line: words to function calls, results to text. The only room that prints.
+
+Exit codes: 0 done; 1 a check that was asked for failed; 2 the user can mend it (one line ``error: …``);
+75 another process holds that cache or run; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import PipelineError
+from .parser import build_parser
+
+DONE, INTERRUPTED = 0, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    try:
+        options = build_parser().parse_args(arguments)
+        result = options.command(options)
+        sys.stdout.flush()
+        return DONE if result is None else result
+    except PipelineError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted: {stopped or 'what is done is kept; the same command goes on from there'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output has gone, as `head` does; without this Python complains once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE

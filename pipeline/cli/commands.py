@@ -1,0 +1,233 @@
+"""One function a command: from parsed words to a call, and from its result to text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from ..errors import CheckFailedError, PipelineError
+from .printing import (
+    print_json,
+    print_notes,
+    print_runs,
+    print_table,
+    progress_bars,
+    readable_age,
+    readable_size,
+    write_csv,
+)
+
+HEAD_SETTINGS: dict[str, Any] = {  # the tutorial's names; any other setting of a head goes through --set
+    "--scaling": str, "--class-weight": str, "--C": str, "--epochs": int, "--lr": float, "--momentum": float,
+    "--weight-decay": float, "--label-smoothing": float, "--optimizer": str, "--schedule": str, "--step-size": int,
+    "--gamma": float, "--resample": bool,
+}  # fmt: skip
+
+
+def extract(options: argparse.Namespace) -> None:
+    from ..data import Limits
+    from ..experiment import extract
+
+    limits = {name: value for name in ("max_bytes", "max_pixels") if (value := getattr(options, name)) is not None}
+    done = extract(
+        options.data, _backbone(options), val_fraction=options.val_fraction, rehash=options.rehash,
+        retry_failed=options.retry_failed, strict=options.strict, limits=Limits(**limits),
+        cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers, device=options.device,
+        progress=progress_bars(options),
+    )  # fmt: skip
+    print_notes(done.notes)
+    if options.json:
+        print_json({**dataclasses.asdict(done), "path": str(done.path)})
+        return
+    how = (f"{done.computed} computed at {done.images_per_second:.0f} images/s, {done.reused} reused"
+           if done.computed else "all found, no forward pass")
+    print(f"{done.path}: {done.rows} rows ({how}), {done.skipped} skipped, {done.seconds:.1f} s")
+    if done.skipped:
+        with done.open() as cache:
+            for path, reason in cache.skipped[:5]:
+                print(f"  skipped {path!r}: {reason}")
+            if done.skipped > 5:
+                print(f"  … and {done.skipped - 5} more, all in the file's skipped_paths and skipped_reasons")
+
+
+def train_head(options: argparse.Namespace) -> None:
+    from ..backbones import DEFAULT
+    from ..experiment import ranked, train_head, train_heads
+    from ..heads import HEADS
+
+    settings = _head_settings(options)
+    common: dict[str, Any] = {
+        "features": options.features, "seed": options.seed, "settings": settings, "cache_dir": options.cache_dir,
+        "runs_dir": options.runs_dir, "progress": progress_bars(options),
+    }  # fmt: skip
+    names = list(HEADS) if options.head == "all" else options.head.split(",")
+    for name in names:
+        HEADS[name]
+    backbone = DEFAULT if options.features else _backbone(options)
+    if len(names) == 1:
+        runs = [train_head(names[0], options.data, backbone, name=options.name, **common)]
+    else:
+        if options.name:
+            raise PipelineError("--name names one run; with several heads each takes its own name.")
+        runs = train_heads(names, options.data, backbone, **common)
+    print_runs(ranked([run.metrics for run in runs]), options)
+    if not options.json and len(runs) == 1:
+        print(f"saved {runs[0].path}")
+
+
+def finetune(options: argparse.Namespace) -> None:
+    from ..experiment import finetune, ranked
+    from ..finetuning import FinetuneSettings
+
+    fields = {field.name for field in dataclasses.fields(FinetuneSettings)}
+    given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
+    run = finetune(
+        options.data, _backbone(options, precision="float32"), FinetuneSettings(**given), name=options.name,
+        resume=options.resume, val_fraction=options.val_fraction, cache_dir=options.cache_dir,
+        runs_dir=options.runs_dir, progress=progress_bars(options), log=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    if run is None:  # another process of several tells
+        return
+    print_runs(ranked([run.metrics]), options)
+    if not options.json:
+        print(f"saved {run.path}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    from ..experiment import compare
+
+    print_runs(compare(options.data, runs_dir=options.runs_dir), options)
+
+
+def predict(options: argparse.Namespace) -> None:
+    from ..classifier import ImageClassifier
+    from ..data import list_images
+    from ..runs import Run, latest_run
+
+    run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
+    if not options.run:
+        print_notes([f"Using the latest run, {run.name}; choose another with --run."])
+    paths = [path for given in options.images for path in list_images(given)]
+    classifier = ImageClassifier.load(
+        run, device=options.device, batch_size=options.batch_size, workers=options.workers
+    )
+    found = classifier.predict(paths, progress=progress_bars(options))
+    rows = [(prediction.path, prediction.label or "", prediction.prob) for prediction in found]
+    failed = [prediction for prediction in found if prediction.label is None]
+    if options.csv:
+        write_csv(options.csv, ("path", "label", "prob", *classifier.classes, "reason"), (
+            (each.path, each.label, each.prob, *(each.probabilities.get(name) for name in classifier.classes),
+             each.reason) for each in found
+        ))
+    if options.json:
+        print_json({"predictions": [
+            {"path": path, "label": label or None, "prob": prob} for path, label, prob in rows
+        ], "failed": [{"path": each.path, "reason": each.reason} for each in failed]})
+    elif options.csv:
+        print(f"{options.csv}: {len(found) - len(failed)} images classified, {len(failed)} unreadable")
+    else:
+        print_table(("path", "label", "prob"), [(path, label, f"{prob:.3f}") for path, label, prob in rows if label])
+    print_notes(f"no prediction for {each.path!r}: {each.reason}" for each in failed[:5])
+    if len(failed) > 5:
+        print_notes([f"… and {len(failed) - 5} more"])
+    if len(failed) == len(found):
+        raise PipelineError(f"None of the {len(found)} files is a readable image.")
+
+
+def backbones(options: argparse.Namespace) -> None:
+    from ..backbones import listings
+
+    found = [dataclasses.asdict(listing) for listing in listings()]
+    if options.json:
+        print_json({"backbones": found})
+        return
+    print_table(
+        ("name", "features", "parameters", "pixels", "top-1 %", "weights"),
+        [(each["name"], each["features"], f"{each['parameters'] / 1e6:.1f} M", each["pixels"],
+          "" if each["top1"] is None else f"{each['top1']:.1f}", each["weights"]) for each in found],
+    )
+    print("\ntimm:NAME takes any network of timm, where that is installed (timm.list_models() names them).")
+
+
+def cache_ls(options: argparse.Namespace) -> None:
+    from ..store import list_caches
+
+    entries = list_caches(options.cache_dir)
+    if options.json:
+        print_json({"caches": [{**dataclasses.asdict(entry), "path": str(entry.path)} for entry in entries]})
+        return
+    if not entries:
+        print(f"no caches in {options.cache_dir}")
+        return
+    print_table(
+        ("data set", "backbone", "spec", "rows", "size", "age", "state"),
+        [(each.dataset, each.backbone, each.spec, each.rows, readable_size(each.bytes), readable_age(each.age),
+          each.state) for each in entries],
+    )
+
+
+def cache_verify(options: argparse.Namespace) -> None:
+    from ..upkeep import verify
+
+    reports = verify(options.paths, cache_dir=options.cache_dir, recompute=options.recompute, device=options.device,
+                     progress=progress_bars(options))
+    problems = [f"{report.path}: {problem}" for report in reports for problem in report.problems]
+    if options.json:
+        caches = [{**dataclasses.asdict(report), "path": str(report.path)} for report in reports]
+        print_json({"ok": not problems, "problems": problems, "caches": caches})
+    for report in () if options.json else reports:
+        print(f"{report.path}: {'damaged' if report.problems else 'sound'}")
+        if report.recomputed:
+            print(f"  {report.recomputed} images through the backbone again: largest deviation {report.deviation:.2g}")
+        if report.unavailable:
+            print(f"  {report.unavailable} chosen images are gone or have other content by now")
+        print("".join(f"  {problem}\n" for problem in report.problems), end="")
+    if problems:
+        raise CheckFailedError(f"{len(problems)} problems found; `extract` mends a cache, keeping its sound rows.")
+
+
+def cache_rm(options: argparse.Namespace) -> None:
+    from ..store import remove
+    from ..upkeep import removable
+
+    entries = removable(options.paths, cache_dir=options.cache_dir, runs_dir=options.runs_dir,
+                        keep_newest=options.keep_newest, superfluous=options.unused)
+    freed = 0
+    for entry in entries:
+        freed += entry.bytes if options.dry_run else remove(entry)
+        if not options.json:
+            print(f"{'would remove' if options.dry_run else 'removed'} {entry.path} ({entry.state})")
+    if options.json:
+        print_json({"removed": [str(entry.path) for entry in entries], "bytes": freed, "dry_run": options.dry_run})
+    else:
+        print(f"{readable_size(freed)} {'would be ' if options.dry_run else ''}freed")
+
+
+def _backbone(options: argparse.Namespace, precision: str | None = None) -> Any:
+    from ..backbones import resolve
+
+    return resolve(options.backbone, options.weights, options.layer, precision or options.precision, options.seed)
+
+
+def _head_settings(options: argparse.Namespace) -> dict[str, Any]:
+    names = [flag.removeprefix("--").replace("-", "_") for flag in (*HEAD_SETTINGS, "--batch-size")]
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise PipelineError(f"--set takes NAME=VALUE, not {text!r}.")
+        settings[name.replace("-", "_")] = _value(value)
+    if "C" in settings:
+        settings["C"] = _value(settings["C"])
+    return settings
+
+
+def _value(text: str) -> Any:
+    """Read a number, true, false or null as JSON does; anything else is a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

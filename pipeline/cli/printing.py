@@ -1,0 +1,97 @@
+"""Results as text: tables, JSON, notes, progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import PipelineError
+
+
+def progress_bars(options: argparse.Namespace) -> Any:
+    from functools import partial
+
+    from tqdm import tqdm
+
+    # nothing of what is over in a moment; bars for people, not for log files
+    return partial(tqdm, file=sys.stderr, delay=0.5, leave=False, disable=None)
+
+
+def print_notes(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"note: {line}", file=sys.stderr)
+
+
+def print_runs(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    if options.json:
+        print_json({"runs": runs})
+        return
+    rows = []
+    for run in runs:
+        scores, seconds = run["splits"][run["split"]], run["seconds"]
+        low, high = scores["accuracy_ci95"]
+        rows.append((
+            run["dataset"], run["features"], run.get("head") or run["strategy"], f"{scores['accuracy']:.4f}",
+            f"{low:.3f}-{high:.3f}", f"{scores['balanced_accuracy']:.4f}", f"{scores['log_loss']:.4f}",
+            f"{run['split']} {scores['n']}", run["selection"], f"{run['trainable_parameters']:,}",
+            f"{seconds['extract']:.1f}", f"{seconds['train']:.2f}",
+        ))  # fmt: skip
+    print_table(
+        ("data set", "features", "head/strategy", "accuracy", "95 % interval", "balanced", "log loss", "on",
+         "chosen by", "trainable", "extract s", "train s"),
+        rows,
+    )
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    cells = [list(map(_printable, row)) for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    numeric = [all(_is_number(row[column]) for row in cells[1:]) and len(cells) > 1 for column in range(len(header))]
+    for row in cells:
+        padded = [cell.rjust(width) if right else cell.ljust(width)
+                  for cell, width, right in zip(row, widths, numeric, strict=True)]
+        print("  ".join(padded).rstrip())
+
+
+def _printable(value: Any) -> str:
+    """Return text that neither breaks a table (names may hold newlines) nor fails to encode."""
+    text = str(value).encode(errors="backslashreplace").decode()
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "", 1).removesuffix(" M").isdigit() or not text
+
+
+def print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, default=str))
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    try:
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+    except OSError as error:
+        raise PipelineError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+
+
+def readable_size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def readable_age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,302 @@
+"""What the commands do, one function each. Everything they need comes as arguments; nothing is printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backbones import DEFAULT, POOLED, Backbone, resolve
+from .data import Limits, load_dataset
+from .data.reader import DEFAULT_LIMITS
+from .errors import DataError, PipelineError
+from .extraction import Extraction, extract_features
+from .lookup import find_cache
+from .progress import Progress, silent
+from .runs import Run, file_safe, list_runs, writing
+from .scoring import SPLITS, fit_head, save_finetuned, save_head_run
+from .store import FeatureCache
+
+if TYPE_CHECKING:
+    from .finetuning import FinetuneSettings
+
+DEFAULT_DATA = "phototiles"
+
+
+def extract(
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    weights: str | Path | None = None,
+    layer: str = POOLED,
+    precision: str = "float32",
+    seed: int = 0,
+    val_fraction: float | None = None,
+    rehash: bool = False,
+    retry_failed: bool = False,
+    strict: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    cache_dir: str | Path = "cache",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Extraction:
+    """Stage one: run a frozen backbone over a data set once, and cache its features.
+
+    Parameters
+    ----------
+    data : str
+        A name in `pipeline.data.DATASETS`, ``torchvision:NAME``, a folder, or a CSV file.
+    backbone, weights, layer, precision, seed
+        See `pipeline.backbones.resolve`.
+    val_fraction, rehash, limits
+        See `pipeline.data.load_dataset`.
+    retry_failed, batch_size, workers, device
+        See `pipeline.extraction.extract_features`.
+    strict : bool
+        Make an image that cannot be read an error. All other rows are kept for the next run.
+    cache_dir : path-like
+
+    Returns
+    -------
+    Extraction
+        Its `path` is the HDF5 file.
+
+    Raises
+    ------
+    PipelineError
+        For whatever the user can mend.
+
+    Examples
+    --------
+    >>> import pipeline
+    >>> with pipeline.extract("photos/").open() as cache:    # doctest: +SKIP
+    ...     X, y = cache.split("train")
+    """
+    network = backbone_of(backbone, weights, layer, precision, seed)
+    dataset = load_dataset(
+        data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
+    )
+    done = extract_features(
+        dataset, network, cache_dir=Path(cache_dir), batch_size=batch_size, workers=workers, device=device,
+        retry_failed=retry_failed, origin={"data": data, "val_fraction": val_fraction}, progress=progress,
+    )  # fmt: skip
+    if strict and done.skipped:
+        with done.open() as cache:
+            path, reason = cache.skipped[0]
+        raise DataError(f"{done.skipped} files gave no image, the first: {path!r}: {reason}. The other rows are kept.")
+    return done
+
+
+def backbone_of(
+    backbone: str | Backbone, weights: str | Path | None = None, layer: str = POOLED, precision: str = "float32",
+    seed: int = 0,
+) -> Backbone:  # fmt: skip
+    """Return a backbone given by name or as one."""
+    return backbone if isinstance(backbone, Backbone) else resolve(backbone, weights, layer, precision, seed)
+
+
+def train_head(
+    head: str = "logistic",
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    features: str | Path | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+) -> Run:
+    """Stage two: train a head on cached features, score it on every split, and save both.
+
+    Parameters
+    ----------
+    head : str
+        A name in `pipeline.heads.HEADS`.
+    data, backbone
+        Which cache: as they were given to `extract`.
+    features : path-like, optional
+        A cache file, instead of those.
+    settings : mapping, optional
+        The head's own settings; see `pipeline.heads.make_head`.
+    seed : int
+    name : str, optional
+        Of the run; by default from data set, backbone and head.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    CacheError
+        If there is no cache for this, or the images changed since.
+    """
+    with opened(features, data, backbone, cache_dir, progress) as cache:
+        fitted = fit_head(cache, head, settings or {}, seed)
+        return save_head_run(cache, fitted, Path(runs_dir), name)
+
+
+def train_heads(
+    heads: Sequence[str],
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    features: str | Path | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+) -> list[Run]:
+    """Train several heads at once, one a core; see `train_head`. Each takes those of the settings that it has."""
+    from joblib import Parallel, delayed
+
+    from .heads import HEADS
+
+    with opened(features, data, backbone, cache_dir, progress) as cache:
+        path = cache.path
+    wanted = settings or {}
+    jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
+    with progress(total=len(jobs), desc="Training", unit="head") as bar:
+        runs = []
+        results = Parallel(n_jobs=-1, return_as="generator_unordered")(
+            delayed(_train_one)(path, name, chosen, seed, Path(runs_dir)) for name, chosen in jobs
+        )
+        for run in results:
+            runs.append(run)
+            bar.update(1)
+    return runs
+
+
+def _train_one(path: Path, name: str, settings: Mapping[str, Any], seed: int, runs_dir: Path) -> Run:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), FeatureCache.open(path) as cache:
+        return save_head_run(cache, fit_head(cache, name, settings, seed), runs_dir)
+
+
+@contextmanager
+def opened(
+    features: str | Path | None, data: str, backbone: str | Backbone, cache_dir: str | Path, progress: Progress
+) -> Iterator[FeatureCache]:
+    """Open the cache that was named, or the one that belongs to a data set and a backbone."""
+    if features is not None:
+        cache = FeatureCache.open(features)
+    else:
+        cache = find_cache(data, backbone_of(backbone), cache_dir=cache_dir, progress=progress)
+    with cache:
+        yield cache
+
+
+def finetune(
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    settings: FinetuneSettings | None = None,
+    *,
+    name: str | None = None,
+    resume: bool = False,
+    val_fraction: float | None = None,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+    log: Callable[[str], object] = lambda line: None,
+) -> Run | None:
+    """Retrain the whole network, or part of it, and score it as a head is scored.
+
+    Parameters
+    ----------
+    data, val_fraction, cache_dir
+        See `pipeline.data.load_dataset`.
+    backbone : str or Backbone
+    settings : FinetuneSettings, optional
+        Strategy, epochs, optimiser and so on; by default the tutorial's.
+    name : str, optional
+        Of the run; by default from data set, backbone and strategy.
+    resume : bool
+        Go on from the run's last checkpoint.
+    log : callable
+        Takes a line an epoch.
+
+    Returns
+    -------
+    Run or None
+        None in all processes but the first, where several train together.
+
+    Raises
+    ------
+    BusyError
+        If another process is training this run.
+    PipelineError
+        For whatever the user can mend.
+    """
+    from .finetuning import STRATEGIES, FinetuneSettings, train
+
+    settings = settings or FinetuneSettings()
+    network = backbone_of(backbone)
+    dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, progress=progress)
+    path = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
+    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
+    with writing(path) if first else nullcontext():
+        probe, extract_seconds = None, 0.0
+        if STRATEGIES[settings.strategy].probe and first:
+            probe, extract_seconds = _probe(data, network, val_fraction, Path(cache_dir), settings, progress)
+        result = train(
+            dataset, network, settings, run_folder=path, resume=resume, probe=probe, progress=progress, log=log
+        )
+        if result is None:
+            return None
+        origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
+        return save_finetuned(result, dataset, settings, path, origin, extract_seconds, network.label)
+
+
+def _probe(
+    data: str, backbone: Backbone, val_fraction: float | None, cache_dir: Path, settings: FinetuneSettings,
+    progress: Progress,
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, float]:  # fmt: skip
+    """Solve logistic regression on cached features, extracting them first if need be; None where a class is absent."""
+    done = extract(data, backbone, val_fraction=val_fraction, cache_dir=cache_dir, device=settings.device,
+                   progress=progress)
+    with done.open() as cache:
+        head: Any = fit_head(cache, "logistic", {}, settings.seed).head
+        complete = len(head.classes_) == len(cache.classes)
+        return ((head.coef_, head.intercept_) if complete else None), float(cache.meta.get("seconds") or 0)
+
+
+def compare(data: str | None = None, *, runs_dir: str | Path = "runs") -> list[dict[str, Any]]:
+    """Return the metrics of all runs, those of one data set together, the most accurate first.
+
+    Each gets a field ``split``: the one it is sorted by, test where there is one, else val, else train.
+
+    Parameters
+    ----------
+    data : str, optional
+        Only runs of this data set: its name, or what was given as ``--data``.
+
+    Raises
+    ------
+    PipelineError
+        If there is no run.
+    """
+    found = []
+    for run in list_runs(Path(runs_dir)):
+        dataset = run.config().get("dataset", {})
+        if data is None or data in (dataset.get("name"), dataset.get("data"), dataset.get("root")):
+            found.append(run.metrics)
+    if not found:
+        what = f" of {data!r}" if data else ""
+        raise PipelineError(f"No runs{what} in {str(runs_dir)!r}: run `pipeline train-head` or `finetune` first.")
+    return ranked(found)
+
+
+def ranked(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return metrics of runs with the field ``split`` that they are sorted by, as `compare` does."""
+    split_of = [{**run, "split": next(name for name in reversed(SPLITS) if name in run["splits"])} for run in runs]
+    return sorted(split_of, key=lambda run: (run["dataset"], -run["splits"][run["split"]]["accuracy"], run["name"]))

@@ -1,0 +1,186 @@
+"""Stage one: every image once through the frozen backbone, rows into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .backbones import Backbone, Embedder, Engine, description
+from .data import Dataset, UnreadableImageError, decode
+from .data.digests import DIGEST_BYTES
+from .errors import CacheError, DataError
+from .progress import Progress, silent
+from .store import CacheWriter, FeatureCache, Plan, cache_path
+
+LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "numpy", "pillow", "h5py")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What stage one did.
+
+    Attributes
+    ----------
+    path : Path
+        The cache file.
+    spec_sha256 : str
+    rows, computed, reused, skipped : int
+        Images with features; forward passes made; images whose rows were there; images without features.
+    seconds : float
+        From start to end, the loading of the network included.
+    images_per_second : float
+        Of the forward passes; 0 where none was needed.
+    notes : tuple of str
+        Remarks for the user, one line each.
+    """
+
+    path: Path
+    spec_sha256: str
+    rows: int
+    computed: int
+    reused: int
+    skipped: int
+    seconds: float
+    images_per_second: float
+    notes: tuple[str, ...] = ()
+
+    def open(self) -> FeatureCache:
+        """Open the cache for reading."""
+        return FeatureCache.open(self.path)
+
+
+def extract_features(
+    dataset: Dataset,
+    backbone: Backbone,
+    *,
+    cache_dir: Path = Path("cache"),
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    retry_failed: bool = False,
+    origin: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Extraction:
+    """Bring a data set's cache up to date: compute the rows that it lacks, and no others.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    backbone : Backbone
+    cache_dir : Path
+    batch_size, workers
+        See `Embedder`.
+    device : str
+        See `Engine`.
+    retry_failed : bool
+        Try images again that gave none before.
+    origin : mapping, optional
+        How the data set was asked for, kept in the file's `meta` as JSON values.
+    progress : Progress
+
+    Raises
+    ------
+    DataError
+        If no image can be read, or one changes while it is being read.
+    BusyError
+        If another process is writing this cache.
+    """
+    begin = time.perf_counter()
+    path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
+    earlier = _seconds_so_far(path)
+    with CacheWriter.open(path, backbone.spec, progress=progress) as writer:
+        plan = writer.plan(dataset.digests, retry_failed=retry_failed)
+        computed, seconds = 0, 0.0
+        if plan.blocks:
+            # the network is built only now: a run that finds every row there needs none, nor torch
+            embedder = Embedder(Engine(backbone, device), backbone.transform, batch_size, workers)
+            computed, seconds = _compute(writer, plan.blocks, dataset, embedder, progress)
+        # what an interrupted run computed took its time too
+        total = earlier + seconds * (1 + plan.resumed / max(computed, 1))
+        with writer.finish(
+            paths=dataset.paths, labels=dataset.labels, splits=dataset.splits, classes=dataset.classes,
+            skipped=dataset.skipped, meta=_meta(dataset, backbone, origin), seconds=round(total, 3),
+        ) as cache:
+            rows, skipped = len(cache), cache.skipped
+        notes = (*dataset.notes, *writer.notes, *_remarks(plan))
+    if not rows:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        raise DataError(f"None of the {len(skipped)} files in {str(dataset.root)!r} is a readable image ({reasons}).")
+    return Extraction(
+        path, backbone.spec.sha256, rows, computed, plan.reused, len(skipped),
+        time.perf_counter() - begin, computed / seconds if seconds else 0.0, notes,
+    )
+
+
+def _compute(
+    writer: CacheWriter, blocks: list[np.ndarray], dataset: Dataset, embedder: Embedder, progress: Progress
+) -> tuple[int, float]:
+    """Compute and commit blocks on all workers; return the forward passes made and the seconds they took."""
+    begin, passing = time.perf_counter(), set[int]()
+
+    def load(index: int) -> Image.Image:
+        try:
+            content = dataset.read(index)
+        except UnreadableImageError:
+            passing.add(index)  # the file is not there just now; its content may be sound
+            raise
+        # a row goes under the digest of the content that it was computed from, or nowhere
+        if hashlib.sha256(content).digest()[:DIGEST_BYTES] != dataset.digests[index].tobytes():
+            raise DataError(f"{dataset.paths[index]!r} changed while it was being extracted. Run the same command "
+                            "again: what is done is kept.")
+        return decode(content, dataset.limits)
+
+    with progress(total=sum(map(len, blocks)), desc="Extracting", unit="image") as bar:
+
+        def compute(block: int) -> int:
+            rows, failures = embedder.embed(blocks[block], load, bar.update)
+            writer.commit(block, rows, failures, passing & failures.keys())
+            return len(rows)
+
+        return sum(embedder.map(compute, range(len(blocks)))), time.perf_counter() - begin
+
+
+def _seconds_so_far(path: Path) -> float:
+    """Return what the rows that are there took; the file itself is checked later."""
+    try:
+        with FeatureCache.open(path) as cache:
+            return float(cache.meta.get("seconds") or 0)
+    except CacheError:
+        return 0.0
+
+
+def _meta(dataset: Dataset, backbone: Backbone, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return {
+        "dataset": dataset.name,
+        "root": str(dataset.root),
+        "backbone": backbone.name,
+        "label": backbone.label,
+        "weights": backbone.weights.label,
+        "description": description(backbone),
+        "origin": dict(origin or {}),
+        "versions": versions,
+    }
+
+
+def _remarks(plan: Plan) -> list[str]:
+    remarks = []
+    if plan.resumed:
+        remarks.append(f"Went on where an interrupted run stopped: {plan.resumed} rows were there.")
+    if plan.duplicates:
+        remarks.append(f"{plan.duplicates} images are byte for byte another's copy and share its row.")
+    return remarks

@@ -1,0 +1,92 @@
+"""Finding the cache that belongs to a data set and a backbone, and making sure that it is up to date."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .backbones import DEFAULT, POOLED, Backbone
+from .data import Dataset, load_dataset
+from .errors import CacheError
+from .progress import Progress, silent
+from .store import FeatureCache, cache_path, nearest
+
+Sample = tuple[bytes, str | None, str]
+
+
+def find_cache(
+    data: str, backbone: Backbone, *, cache_dir: str | Path = "cache", progress: Progress = silent
+) -> FeatureCache:
+    """Open the cache of a data set under a backbone. It says the same as the images do now, or this raises.
+
+    Raises
+    ------
+    CacheError
+        If there is none (the nearest one and the fields in which it differs are named), or images, labels or
+        splits changed since (the first few are named).
+    """
+    dataset = load_dataset(data, cache_dir=cache_dir, progress=progress)
+    path = cache_path(Path(cache_dir), dataset.name, backbone.name, backbone.spec)
+    if not path.exists():
+        raise CacheError(_missing(Path(cache_dir), data, dataset, backbone))
+    cache = FeatureCache.open(path, spec=backbone.spec)
+    val_fraction = cache.meta.get("origin", {}).get("val_fraction")
+    if val_fraction is not None:
+        dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, progress=progress)
+    if changed := changes(cache, dataset):
+        cache.close()
+        raise CacheError(
+            f"{path} is out of date: {changed}. Run `{extract_command(data, backbone)}` again: "
+            "only new content takes a forward pass."
+        )
+    return cache
+
+
+def changes(cache: FeatureCache, dataset: Dataset) -> str:
+    """Tell in what a data set differs from its cache: one clause a kind of change, empty if there is none."""
+    then = dict(_samples(cache.paths, cache.digests, cache.labels, cache.splits, cache.classes))
+    now = dict(_samples(dataset.paths, dataset.digests, dataset.labels, dataset.splits, dataset.classes))
+    skipped = {path for path, _ in cache.skipped}
+    both = [path for path in now if path in then]
+    found = {
+        "new": [path for path in now if path not in then and path not in skipped],
+        "gone": [path for path in then if path not in now],
+        "with other content": [path for path in both if then[path][0] != now[path][0]],
+        "with another label or split": [
+            path for path in both if then[path][0] == now[path][0] and then[path] != now[path]
+        ],
+    }
+    return ", ".join(f"{len(paths)} images {kind} ({_first(paths)})" for kind, paths in found.items() if paths)
+
+
+def extract_command(data: str, backbone: Backbone) -> str:
+    """Return the command that brings this cache up to date."""
+    words = ["pipeline", "extract", "--data", data]
+    options = {
+        "--backbone": (backbone.name, DEFAULT),
+        "--weights": (backbone.weights.label, (*backbone.architecture.tags, None)[0]),
+        "--layer": (backbone.layer, POOLED),
+        "--precision": (backbone.precision, "float32"),
+    }
+    for option, (value, default) in options.items():
+        words += [option, value] if value != default else []
+    return shlex.join(words)
+
+
+def _samples(paths: Sequence[str], digests, labels, splits, classes: Sequence[str]) -> Iterator[tuple[str, Sample]]:
+    for path, digest, label, split in zip(paths, digests, labels.tolist(), splits.tolist(), strict=True):
+        yield path, (digest.tobytes(), classes[label] if label >= 0 else None, split)
+
+
+def _first(paths: Sequence[str], most: int = 3) -> str:
+    return ", ".join(map(repr, paths[:most])) + (", …" if len(paths) > most else "")
+
+
+def _missing(cache_dir: Path, data: str, dataset: Dataset, backbone: Backbone) -> str:
+    text = f"No features of {data!r} under {backbone.name} in {str(cache_dir)!r}."
+    if close := nearest(cache_dir, dataset.name, backbone.spec):
+        path, differences = close
+        fields = "; ".join(f"{field} is {theirs!r} there, {ours!r} asked for" for field, theirs, ours in differences)
+        text += f" The nearest is {path.name}: {fields}."
+    return f"{text} Run `{extract_command(data, backbone)}` first."

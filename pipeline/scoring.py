@@ -1,0 +1,171 @@
+"""From something trained to a run folder: every split scored by one function, everything written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .backbones import NETWORK_FILE, description
+from .classifier import ImageClassifier, linear_head
+from .data import Dataset
+from .errors import CacheError
+from .evaluation import evaluate
+from .runs import Run, file_safe, prediction_rows, write_run, writing
+from .store import FeatureCache
+
+if TYPE_CHECKING:
+    from .finetuning import Finetuned, FinetuneSettings
+    from .heads import Head
+
+SPLITS = ("train", "val", "test")
+STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A trained head, and what its training took.
+
+    Attributes
+    ----------
+    name : str
+        As in `HEADS`.
+    head : Head
+    settings : dict
+        Those that differ from the defaults.
+    seconds : float
+    """
+
+    name: str
+    head: Head
+    settings: dict[str, Any]
+    seconds: float
+
+
+def fit_head(cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int = 0) -> FittedHead:
+    """Train a head on a cache's train split; one that is trained by epochs sees val too, to keep the best of them.
+
+    Raises
+    ------
+    CacheError
+        If there is nothing to train on.
+    """
+    from .heads import HEADS, make_head
+
+    head = make_head(name, seed=seed, **settings)
+    X, y = cache.split("train", view=0)
+    if len(np.unique(y)) < 2:
+        raise CacheError(f"{cache.path} has {len(y)} labelled training images, of {len(np.unique(y))} classes: "
+                         "a classifier needs two classes at least.")
+    X_val, y_val = cache.split("val", view=0) if HEADS[name].needs_torch else (X[:0], y[:0])
+    begin = time.perf_counter()
+    head.fit(X, y, *((X_val, y_val) if len(y_val) else ()))
+    return FittedHead(name, head, {**settings, "seed": seed}, time.perf_counter() - begin)
+
+
+def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name: str | None = None) -> Run:
+    """Score a head on every split of its cache, and write the run folder."""
+    from .heads import probabilities, save_head
+
+    rows = np.flatnonzero((cache.labels >= 0) & np.isin(cache.splits, SPLITS))
+    scores = probabilities(fitted.head, cache.read_rows(rows, view=0), len(cache.classes))
+    labels, splits, paths = cache.labels[rows], cache.splits[rows], cache.paths
+    path = runs_dir / file_safe(name or f"{cache.meta['dataset']}-{cache.meta['label']}-{fitted.name}")
+    learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
+    metrics = {
+        "name": path.name,
+        "kind": "head",
+        "dataset": cache.meta["dataset"],
+        "backbone": cache.meta["backbone"],
+        "features": cache.meta["label"],
+        "head": fitted.name,
+        "classes": list(cache.classes),
+        "splits": score_splits(splits, labels, scores),
+        "seconds": _seconds(float(cache.meta.get("seconds", 0)), fitted.seconds),
+        "trainable_parameters": sum(
+            value.size for value in learned.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        ),
+        "selection": getattr(fitted.head, "selection_", "last"),
+        "spec_sha256": cache.spec.sha256,
+    }
+    origin = {"name": cache.meta["dataset"], "root": cache.meta["root"], **cache.meta.get("origin", {})}
+    metadata = {"class_names": list(cache.classes), "spec_sha256": cache.spec.sha256}
+    with writing(path):
+        return write_run(
+            path,
+            metrics=metrics,
+            config={
+                "dataset": origin,
+                "backbone": cache.meta["description"],
+                "head": {"name": fitted.name, "settings": fitted.settings},
+            },
+            predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),
+            save_weights=lambda folder: save_head(fitted.head, folder, metadata),
+        )
+
+
+def save_finetuned(
+    result: Finetuned, dataset: Dataset, settings: FinetuneSettings, path: Path, origin: Mapping[str, Any],
+    extract_seconds: float, label: str,
+) -> Run:  # fmt: skip
+    from safetensors.torch import save_file
+
+    scored = [(split, scores) for split, scores in result.scores.items()]
+    indices = np.concatenate([scores.indices for _, scores in scored])
+    scores = np.concatenate([scores.probabilities for _, scores in scored])
+    labels, splits = dataset.labels[indices], dataset.splits[indices]
+    metrics = {
+        "name": path.name,
+        "kind": "finetune",
+        "dataset": dataset.name,
+        "backbone": result.backbone.name,
+        "features": label,
+        "strategy": settings.strategy,
+        "classes": list(dataset.classes),
+        "splits": score_splits(splits, labels, scores),
+        "seconds": _seconds(extract_seconds, result.seconds),
+        "trainable_parameters": result.trainable_parameters,
+        "selection": result.selection,
+        "best_epoch": result.best_epoch,
+        "skipped": len(result.failures),
+    }
+
+    def save(folder: Path) -> None:
+        save_file({key: value.contiguous() for key, value in result.state.items()}, folder / NETWORK_FILE)
+        ImageClassifier(result.backbone, linear_head(result.weight, result.bias), dataset.classes).save(folder)
+        (folder / "history.json").write_text(json.dumps(result.history, indent=2) + "\n")
+
+    return write_run(
+        path,
+        metrics=metrics,
+        config={"dataset": origin, "backbone": description(result.backbone), "finetune": settings.to_dict(),
+                "skipped": result.failures},
+        predictions=prediction_rows([dataset.paths[index] for index in indices], splits, labels, scores,
+                                    dataset.classes),
+        save_weights=save,
+    )
+
+
+def score_splits(splits: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    """Evaluate each split that has images.
+
+    Parameters
+    ----------
+    splits, labels : (N,) arrays
+    scores : (N, K) array
+        Probabilities.
+    """
+    return {name: evaluate(labels[splits == name], scores[splits == name]) for name in SPLITS if (splits == name).any()}
+
+
+def _seconds(extract_seconds: float, train_seconds: float) -> dict[str, float]:
+    return {
+        "extract": round(extract_seconds, 3),
+        "train": round(train_seconds, 3),
+        "total": round(extract_seconds + train_seconds, 3),
+    }
