@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 from .errors import HeadError
 from .scaling import CHUNK, chunks, fit_scaler
 
+SMALL = 4_000_000  # values in all training rows
 ClassWeight = str | dict[Any, float] | None
 
 
@@ -59,11 +63,14 @@ class Head(ClassifierMixin, BaseEstimator):
         HeadError
             If a feature is not finite, shapes differ, there is one class only, or a setting is unknown.
         """
-        X, codes = self._checked_training(X, y)
-        validation = self._checked_validation(X_val, y_val)
-        self.scaler_ = fit_scaler(self.scaling, X)
-        self.temperature_ = 1.0
-        self._fit(self.scaler_(X), codes, validation)
+        with warnings.catch_warnings(), few_threads(X):
+            # few-shot training has few rows a class on purpose
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+            X, codes = self._checked_training(X, y)
+            validation = self._checked_validation(X_val, y_val)
+            self.scaler_ = fit_scaler(self.scaling, X)
+            self.temperature_ = 1.0
+            self._fit(self.scaler_(X), codes, validation)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -72,7 +79,8 @@ class Head(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the (N,) most probable labels of (N, D) features."""
-        return self.classes_[self.scores(X).argmax(axis=1)]
+        best = self.scores(X).argmax(axis=1)
+        return self.classes_[best]
 
     def scores(self, X: Any) -> np.ndarray:
         """Return the (N, K) float64 scores of (N, D) features, before temperature and softmax."""
@@ -154,6 +162,16 @@ class LinearModel(Head):
         if self.scaler_.kind == "l2":
             X = self.scaler_(X)
         return X @ self.coef_.T.astype(X.dtype) + self.intercept_
+
+
+def few_threads(X: Any) -> AbstractContextManager[Any]:
+    """Return a context in which small problems are computed by one thread.
+
+    For them threads gain nothing, and on a machine that is busy otherwise they wait for each other up to a hundred
+    times longer than the work takes.
+    """
+    size = getattr(X, "size", 0)
+    return threadpool_limits(1) if isinstance(size, int) and size < SMALL else nullcontext()
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

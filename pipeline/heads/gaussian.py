@@ -73,8 +73,10 @@ class LDAHead(LinearModel):
     def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
         moments = Moments(len(self.classes_), Z.shape[1], gram=True).add(Z, codes)
         means, covariance = moments.means, moments.within()
-        self.shrinkage_ = self._shrinkage(Z, codes, means, covariance)
-        level = covariance.trace() / len(covariance) or 1.0
+        self.shrinkage_, level = self._shrinkage(Z, codes, means, covariance), covariance.trace() / len(covariance)
+        overall = moments.squares.sum() / moments.counts.sum() / len(covariance)
+        if level <= 1e-9 * overall:  # no spread within classes, as with one row each: any level gives the same classes
+            self.shrinkage_, level = 1.0, overall or 1.0
         covariance *= 1 - self.shrinkage_
         covariance[np.diag_indices_from(covariance)] += max(self.shrinkage_, 1e-9) * level
         coef = cho_solve(cho_factor(covariance, lower=True), means.T).T

@@ -24,7 +24,7 @@ class LinearHead(LinearModel):
     momentum : float
         Of SGD.
     weight_decay : float
-        Decoupled for AdamW, else the factor of half the squared weights.
+        Decoupled for AdamW, else the factor of half the squared weights; biases are free.
     label_smoothing : float
         Share of each target spread evenly over all classes, in [0, 1).
     schedule : {'step', 'cosine', 'constant'}

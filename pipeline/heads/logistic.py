@@ -36,7 +36,7 @@ class LogisticHead(LinearModel):
     """
 
     def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
-                 max_iter: int = 1000, seed: int = 0):
+                 max_iter: int = 3000, seed: int = 0):
         self.C = C
         self.scaling = scaling
         self.class_weight = class_weight

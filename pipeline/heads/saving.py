@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 JSON_FILE, ARRAYS_FILE = "head.json", "head.safetensors"
 MOST_JSON = 64 << 20  # bytes; the largest sensible one, of 1,000 classes and 1,000 epochs, is below 1 MB
+MOST_FEATURES = 1 << 24
 NAME = re.compile(r"[a-z][a-z0-9_]*_")  # of a fitted attribute
 
 
@@ -49,7 +50,10 @@ def save_head(head: Head, folder: str | os.PathLike[str], metadata: dict[str, An
     from safetensors.numpy import save
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}.") from error
     arrays, values = _split(head)
     content = save(arrays)
     description = {
@@ -146,7 +150,9 @@ def _scaler(name: str, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
 
 def _try_out(head: Head) -> None:
     """Predict one row, so that a head whose arrays do not fit together is refused here and not later."""
-    found = head.predict_proba(np.zeros((1, int(head.n_features_in_)), np.float32))
+    if not 0 < head.n_features_in_ <= MOST_FEATURES:
+        raise RunError(f"{head.n_features_in_} features a row are none or too many.")
+    found = head.predict_proba(np.zeros((1, head.n_features_in_), np.float32))
     if found.shape != (1, len(head.classes_)) or not np.isfinite(found).all():
         raise RunError(f"a trial prediction gave {found.shape} values for {len(head.classes_)} classes.")
 

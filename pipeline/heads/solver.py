@@ -1,47 +1,81 @@
 """Linear classifiers solved to their optimum, with numpy and scipy alone.
 
 L-BFGS on cached features needs about a hundred passes, because features are correlated. Here it walks in
-coordinates in which the features are not: W = V L^-1 with L L^T = a Z^T Z / N + l2 I, an upper bound's shape of the
+coordinates in which they are not: W = V L^-1 with L L^T = a Z^T Z / N + l2 I, the shape of an upper bound of the
 Hessian (Böhning, "Multinomial logistic regression algorithm", 1992). That takes a quarter of the passes; the Gram
-matrix Z^T Z costs as much as a few of them. Rows fewer than features are first rotated into their own span, which
-loses nothing: the optimum lies in it.
+matrix Z^T Z costs as much as a few of them. As predictions become certain, the loss bends less and `a` falls: it is
+measured again on the way, for otherwise a weak penalty takes thousands of passes. Rows fewer than features are first
+rotated into their own span, which loses nothing: the optimum lies in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
 
-from .base import softmax
+from .base import SMALL
 from .errors import HeadError
 
-GRADIENT_TOLERANCE = 1e-6  # of the largest entry of the preconditioned gradient, relative to the one at the start
+STAGES = (20, 60)  # iterations after which the curvature is measured again
+# squared preconditioned gradient, relative to the objective; with float32 features rounding allows no less
+TOLERANCE = {np.dtype(np.float32): 1e-9, np.dtype(np.float64): 1e-10}
+
+State = tuple[np.ndarray, np.ndarray]
+"""Coefficients (K, D) and intercepts (K,)."""
 
 
-Loss = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, np.ndarray]]
-"""From scores (N, K), codes (N,) and weights (N,) to the weighted loss and its slope (N, K)."""
+@dataclass(frozen=True)
+class Loss:
+    """A convex loss of scores.
+
+    Attributes
+    ----------
+    slope : callable
+        From float64 scores (N, K), which it may overwrite, codes (N,) and weights (N,) to the weighted loss and its
+        derivative (N, K).
+    bend : callable
+        From scores (N, K) to the (N,) mean second derivative over the classes, or a bound of it.
+    doubled : bool
+        Whether with two classes the penalty counts twice: then it is that of the difference of the two rows of W,
+        as in binary logistic regression.
+    """
+
+    slope: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, np.ndarray]]
+    bend: Callable[[np.ndarray], np.ndarray]
+    doubled: bool = False
 
 
-def cross_entropy(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return softmax regression's loss and slope."""
-    slope = softmax(scores)
-    rows = np.arange(len(slope))
-    loss = -np.log(np.maximum(slope[rows, codes], np.finfo(slope.dtype).tiny)) @ weights
-    slope[rows, codes] -= 1
-    slope *= weights[:, None]
-    return float(loss), slope
+def _softmax_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    rows = np.arange(len(codes))
+    scores -= scores.max(axis=1, keepdims=True)
+    own = scores[rows, codes]
+    shares = np.exp(scores, out=scores)
+    total = shares.sum(axis=1)
+    shares /= total[:, None]
+    shares[rows, codes] -= 1
+    shares *= weights[:, None]
+    return float((np.log(total) - own) @ weights), shares
 
 
-def squared_hinge(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the loss and slope of one support vector machine a class, each against the rest."""
+def _softmax_bend(scores: np.ndarray) -> np.ndarray:
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return (shares * (1 - shares)).mean(axis=1)
+
+
+def _hinge_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
     sign = np.full_like(scores, -1)
     sign[np.arange(len(codes)), codes] = 1
     short = np.maximum(1 - sign * scores, 0)
-    loss = np.square(short).sum(axis=1) @ weights
-    return float(loss), -2 * sign * short * weights[:, None]
+    return float(np.square(short).sum(axis=1) @ weights), -2 * sign * short * weights[:, None]
+
+
+CROSS_ENTROPY = Loss(_softmax_slope, _softmax_bend, doubled=True)
+SQUARED_HINGE = Loss(_hinge_slope, lambda scores: np.full(len(scores), 2.0))
 
 
 def chosen_C(C: float | str, Z: np.ndarray, auto: float) -> float:
@@ -70,77 +104,101 @@ class LinearProblem:
     n_classes : int
         K.
     loss : Loss
-        `cross_entropy` or `squared_hinge`. With two classes `cross_entropy` penalises the difference of the two
-        rows of W, as binary logistic regression does.
+        `CROSS_ENTROPY` or `SQUARED_HINGE`.
     """
 
     def __init__(self, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray, n_classes: int,
-                 loss: Loss = cross_entropy):
-        self.loss = loss
-        # the mean second derivative of the loss at the start, whatever the class
-        self.curvature = (1 - 1 / n_classes) / n_classes if loss is cross_entropy else 1.0
-        self.doubled = 2 if loss is cross_entropy and n_classes == 2 else 1
+                 loss: Loss = CROSS_ENTROPY):
+        self.loss, self.codes, self.n_classes = loss, codes, n_classes
         self.total = float(weights.sum())
-        self.weights = (weights / self.total).astype(Z.dtype)
+        self.weights = np.asarray(weights, np.float64) / self.total
         self.center = self.weights @ Z
-        centered = Z - self.center
+        centered = Z - self.center.astype(Z.dtype)
         self.basis = None
         if len(Z) < Z.shape[1]:
             self.basis, triangle = np.linalg.qr(centered.T)
             centered = np.ascontiguousarray(triangle.T)
-        self.Z, self.codes, self.n_classes = centered, codes, n_classes
-        self.gram = ((centered * self.weights[:, None]).T @ centered).astype(np.float64)
+        # small problems can afford float64
+        self.Z = centered.astype(np.float64) if centered.size <= SMALL else centered
+        self.gram = ((self.Z * self.weights[:, None].astype(self.Z.dtype)).T @ self.Z).astype(np.float64)
 
-    def solve(self, C: float, start: tuple[np.ndarray, np.ndarray] | None = None,
-              max_iter: int = 1000) -> tuple[np.ndarray, np.ndarray, int]:
+    def solve(self, C: float, start: State | None = None, max_iter: int = 3000) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the optimal (K, D) coefficients, the (K,) intercepts and the number of iterations.
 
         Parameters
         ----------
         C : float
             Inverse strength of the penalty, as in scikit-learn.
-        start : tuple of (K, D) and (K,) arrays, optional
+        start : State, optional
             Where to begin, such as the optimum for a neighbouring C.
         max_iter : int
             Iterations at the most.
         """
-        penalty = self.doubled / (C * self.total)
-        factor = self._factor(penalty)
-        first = self._packed(start, factor)
-        scale = np.abs(self._objective(np.zeros_like(first), factor, penalty)[1]).max()
-        found = minimize(
-            self._objective, first, (factor, penalty), jac=True, method="L-BFGS-B",
-            options={"maxiter": max_iter, "maxcor": 20, "gtol": GRADIENT_TOLERANCE * scale, "ftol": 0, "maxls": 50},
-        )
-        W, intercept = self._unpacked(found.x, factor)
+        penalty = (2 if self.loss.doubled and self.n_classes == 2 else 1) / (C * self.total)
+        W, free = self._inward(start)
+        done, iterations = False, 0
+        for stage in (*STAGES, max_iter):
+            if done or iterations >= max_iter:
+                break
+            walk = _Walk(self, penalty, self._bend(W, free))
+            W, free, taken, done = walk.run(W, free, min(stage, max_iter - iterations))
+            iterations += taken
+        return *self._outward(W, free), iterations
+
+    def scores(self, W: np.ndarray, free: np.ndarray) -> np.ndarray:
+        """Return the (N, K) float64 scores of the inner, centered rows."""
+        return (self.Z @ W.T.astype(self.Z.dtype)).astype(np.float64) + free
+
+    def _bend(self, W: np.ndarray, free: np.ndarray) -> float:
+        return float(self.loss.bend(self.scores(W, free)) @ self.weights)
+
+    def _inward(self, start: State | None) -> State:
+        if start is None:
+            return np.zeros((self.n_classes, len(self.gram))), np.zeros(self.n_classes)
+        coef, intercept = start
+        return (coef if self.basis is None else coef @ self.basis), intercept + coef @ self.center
+
+    def _outward(self, W: np.ndarray, free: np.ndarray) -> State:
         coef = W if self.basis is None else W @ self.basis.T
-        return coef, intercept - coef @ self.center, found.nit
+        return coef, free - coef @ self.center
 
-    def _factor(self, penalty: float) -> np.ndarray:
-        bound = self.curvature * self.gram
+
+class _Walk:
+    """L-BFGS in the coordinates of one preconditioner."""
+
+    def __init__(self, problem: LinearProblem, penalty: float, bend: float):
+        self.problem, self.penalty = problem, penalty
+        bound = bend * problem.gram
         bound[np.diag_indices_from(bound)] += penalty
-        return cholesky(bound, lower=True, overwrite_a=True, check_finite=False)
+        self.factor = cholesky(bound, lower=True, overwrite_a=True, check_finite=False)
+        self.root = np.sqrt(max(bend, np.finfo(np.float64).tiny))  # the same for the intercepts
+        self.tolerance = TOLERANCE[problem.Z.dtype]
+        self.steepness = np.inf  # squared gradient over the objective, at the last place looked at
 
-    def _packed(self, start: tuple[np.ndarray, np.ndarray] | None, factor: np.ndarray) -> np.ndarray:
-        V = np.zeros((self.n_classes, len(factor) + 1))
-        if start is not None:
-            coef, intercept = start
-            V[:, -1] = intercept + coef @ self.center
-            V[:, :-1] = (coef if self.basis is None else coef @ self.basis) @ factor
-        return V.ravel()
+    def run(self, W: np.ndarray, free: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int, bool]:
+        """Return where at most `most` iterations lead, how many were taken, and whether it is the optimum."""
+        found = minimize(
+            self._value, np.column_stack([W @ self.factor, self.root * free]).ravel(), jac=True, method="L-BFGS-B",
+            callback=self._stop, options={"maxiter": most, "maxcor": 20, "gtol": 0, "ftol": 0, "maxls": 20},
+        )
+        return *self._unpacked(found.x), found.nit, found.status != 1
 
-    def _unpacked(self, flat: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        V = flat.reshape(self.n_classes, -1)
-        W = solve_triangular(factor, V[:, :-1].T, lower=True, trans="T", check_finite=False).T
-        return W, V[:, -1]
+    def _stop(self, intermediate_result: object) -> None:
+        if self.steepness <= self.tolerance:
+            raise StopIteration
 
-    def _objective(self, flat: np.ndarray, factor: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        W, intercept = self._unpacked(flat, factor)
-        scores = self.Z @ W.T.astype(self.Z.dtype) + intercept.astype(self.Z.dtype)
-        loss, P = self.loss(scores, self.codes, self.weights)
-        # (P^T Z) is written so that the long side of Z is walked once, in order
-        slope = (P.T @ self.Z).astype(np.float64) + penalty * W
-        gradient = np.empty((self.n_classes, len(factor) + 1))
-        gradient[:, :-1] = solve_triangular(factor, slope.T, lower=True, check_finite=False).T
-        gradient[:, -1] = P.sum(axis=0)
-        return loss + penalty / 2 * float(np.vdot(W, W)), gradient.ravel()
+    def _unpacked(self, flat: np.ndarray) -> State:
+        V = flat.reshape(self.problem.n_classes, -1)
+        W = solve_triangular(self.factor, V[:, :-1].T, lower=True, trans="T", check_finite=False).T
+        return W, V[:, -1] / self.root
+
+    def _value(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
+        problem, (W, free) = self.problem, self._unpacked(flat)
+        loss, slope = problem.loss.slope(problem.scores(W, free), problem.codes, problem.weights)
+        # written so that the long side of Z is walked once, in order
+        inner = (slope.T.astype(problem.Z.dtype) @ problem.Z).astype(np.float64) + self.penalty * W
+        gradient = solve_triangular(self.factor, inner.T, lower=True, check_finite=False).T
+        gradient = np.column_stack([gradient, slope.sum(axis=0) / self.root]).ravel()
+        value = loss + self.penalty / 2 * float(np.vdot(W, W))
+        self.steepness = float(gradient @ gradient) / max(value, np.finfo(np.float64).tiny)
+        return value, gradient

@@ -6,7 +6,7 @@ import numpy as np
 
 from .base import ClassWeight, LinearModel
 from .out_of_fold import out_of_fold_scores
-from .solver import LinearProblem, chosen_C, squared_hinge
+from .solver import SQUARED_HINGE, LinearProblem, chosen_C
 from .temperature import fit_temperature
 
 AUTO = 0.1
@@ -40,7 +40,7 @@ class LinearSVMHead(LinearModel):
     """
 
     def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
-                 max_iter: int = 1000, seed: int = 0):
+                 max_iter: int = 3000, seed: int = 0):
         self.C = C
         self.scaling = scaling
         self.class_weight = class_weight
@@ -60,5 +60,5 @@ class LinearSVMHead(LinearModel):
         self._keep(coef, intercept)
 
     def _solve(self, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        problem = LinearProblem(Z, codes, weights, len(self.classes_), squared_hinge)
+        problem = LinearProblem(Z, codes, weights, len(self.classes_), SQUARED_HINGE)
         return problem.solve(chosen_C(self.C, Z, AUTO), max_iter=self.max_iter)

@@ -13,6 +13,7 @@ from torch import nn
 from .errors import HeadError, known
 
 LEARNING_RATES = {"sgd": 1e-3, "adamw": 1e-3, "lbfgs": 1.0}
+LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 SCHEDULES = ("step", "cosine", "constant")
 
 
@@ -88,8 +89,7 @@ def train(network: nn.Module, rows: Rows, validation: Rows | None, class_weights
     """
     recipe.checked()
     generator = torch.Generator().manual_seed(recipe.seed)
-    weights = torch.tensor(class_weights, dtype=torch.float32, device=rows.X.device)
-    loss_of = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
+    loss_of = _loss(rows, class_weights, recipe.label_smoothing)
     optimizer, scheduler = _optimizer(network, recipe)
     history: list[dict[str, float]] = []
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None
@@ -111,15 +111,32 @@ def train(network: nn.Module, rows: Rows, validation: Rows | None, class_weights
     return history, best[1]
 
 
+def _loss(rows: Rows, class_weights: np.ndarray, label_smoothing: float) -> LossOf:
+    """Return the weighted cross-entropy of a batch.
+
+    Weights have mean 1 over all rows, not over each batch as in torch's own mean: there, a batch of rare rows alone
+    and one of common rows alone would count the same.
+    """
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=rows.X.device)
+    weights /= weights[rows.codes].mean()
+
+    def mean_loss(scores: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        total = nn.functional.cross_entropy(scores, codes, weights, reduction="sum", label_smoothing=label_smoothing)
+        return total / len(codes)
+
+    return mean_loss
+
+
 def _optimizer(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, Any]:
-    parameters, rate, decay = network.parameters(), recipe.rate, recipe.weight_decay
+    rate, groups = recipe.rate, [{"params": _weights(network), "weight_decay": recipe.weight_decay},
+                                 {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay)
+        optimizer = torch.optim.SGD(groups, rate, momentum=recipe.momentum)
     elif recipe.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay)
+        optimizer = torch.optim.AdamW(groups, rate)
     else:
-        optimizer = torch.optim.LBFGS(parameters, rate, max_iter=20, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(network.parameters(), rate, max_iter=20, line_search_fn="strong_wolfe")
     factor: Callable[[int], float] = {
         "step": lambda epoch: recipe.gamma ** (epoch // recipe.step_size),
         "cosine": lambda epoch: (1 + np.cos(np.pi * epoch / recipe.epochs)) / 2,
@@ -128,7 +145,12 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimize
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _epoch(network: nn.Module, rows: Rows, loss_of: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe,
+def _weights(network: nn.Module) -> list[nn.Parameter]:
+    """Return what is decayed: matrices, no biases."""
+    return [parameter for parameter in network.parameters() if parameter.ndim >= 2]
+
+
+def _epoch(network: nn.Module, rows: Rows, loss_of: LossOf, optimizer: torch.optim.Optimizer, recipe: Recipe,
            generator: torch.Generator) -> dict[str, float]:
     network.train()
     loss_sum = correct = seen = 0.0
@@ -140,7 +162,7 @@ def _epoch(network: nn.Module, rows: Rows, loss_of: nn.Module, optimizer: torch.
     return {"train_loss": loss_sum / seen, "train_accuracy": correct / seen}
 
 
-def _step(network: nn.Module, X: torch.Tensor, codes: torch.Tensor, loss_of: nn.Module,
+def _step(network: nn.Module, X: torch.Tensor, codes: torch.Tensor, loss_of: LossOf,
           optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.Tensor:
     """Take one step and return the scores (B, K) from before it."""
     first: list[torch.Tensor] = []
@@ -151,7 +173,7 @@ def _step(network: nn.Module, X: torch.Tensor, codes: torch.Tensor, loss_of: nn.
         first.append(scores.detach())
         loss = loss_of(scores, codes)
         if recipe.optimizer == "lbfgs":  # SGD and AdamW decay the weights themselves
-            loss = loss + recipe.weight_decay / 2 * sum(w.square().sum() for w in network.parameters())
+            loss = loss + recipe.weight_decay / 2 * sum(w.square().sum() for w in _weights(network))
         loss.backward()
         return loss
 

@@ -139,6 +139,8 @@ class HistGradientBoostingHead(TreesHead):
         Rounds; each grows one tree a class, or one for two classes.
     max_leaf_nodes : int
         Leaves of a tree at the most.
+    min_samples_leaf : int
+        Rows in a leaf at the least.
     l2_regularization : float
         Penalty on the leaves' values.
     max_features : float
@@ -151,6 +153,8 @@ class HistGradientBoostingHead(TreesHead):
 
     Attributes
     ----------
+    n_iter_ : int
+        Rounds done.
     value_ : (M,) float64 array
         What a leaf adds to the score of its tree's class.
     baseline_ : (K,) or (1,) float64 array
@@ -158,11 +162,13 @@ class HistGradientBoostingHead(TreesHead):
     """
 
     def __init__(self, learning_rate: float = 0.1, max_iter: int = 100, max_leaf_nodes: int = 15,
+                 min_samples_leaf: int = 5,
                  l2_regularization: float = 1.0, max_features: float = 0.1, scaling: str = "none",
                  class_weight: ClassWeight = None, seed: int = 0):
         self.learning_rate = learning_rate
         self.max_iter = max_iter
         self.max_leaf_nodes = max_leaf_nodes
+        self.min_samples_leaf = min_samples_leaf
         self.l2_regularization = l2_regularization
         self.max_features = max_features
         self.scaling = scaling
@@ -174,8 +180,9 @@ class HistGradientBoostingHead(TreesHead):
 
         model: Any = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate, max_iter=self.max_iter, max_leaf_nodes=self.max_leaf_nodes,
-            l2_regularization=self.l2_regularization, max_features=self.max_features, early_stopping=False,
-            class_weight=self._code_weights(codes), random_state=self.seed,
+            min_samples_leaf=self.min_samples_leaf, l2_regularization=self.l2_regularization,
+            max_features=self.max_features, early_stopping=False, class_weight=self._code_weights(codes),
+            random_state=self.seed,
         ).fit(Z, codes)
         nodes = [tree.nodes for round_ in model._predictors for tree in round_]
         self._grow([{"left": np.where(tree["is_leaf"], 0, tree["left"]),
@@ -183,6 +190,7 @@ class HistGradientBoostingHead(TreesHead):
                      "feature": tree["feature_idx"], "threshold": tree["num_threshold"]} for tree in nodes])
         self.value_ = np.concatenate([tree["value"] for tree in nodes])
         self.baseline_ = np.ravel(model._baseline_prediction)
+        self.n_iter_ = model.n_iter_
 
     def _sum(self, leaves: np.ndarray) -> np.ndarray:
         # trees take turns: tree t belongs to score t modulo their number
