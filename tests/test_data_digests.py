@@ -224,6 +224,7 @@ def test_given_splits_stay_and_val_is_taken_from_train_only_if_asked(tmp_path):
     root = write_images(tmp_path / "r", *names)
     plain = load_dataset(str(root), cache_dir=tmp_path / "c")
     assert [len(plain.select(split)) for split in ("train", "val", "test")] == [80, 0, 80]
+    assert plain.notes == ("There is no val split; --val-fraction takes one from train.",)
     asked = load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=0.3)
     assert len(asked.select("test")) == 80
     assert 0 < len(asked.select("val")) < 60
@@ -235,4 +236,7 @@ def test_given_splits_stay_and_val_is_taken_from_train_only_if_asked(tmp_path):
 def test_a_class_too_small_for_val_is_remarked_on(tmp_path):
     root = write_images(tmp_path / "r", "rare/1.png", *(f"often/{number}.png" for number in range(60)))
     notes = load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=0.001).notes
-    assert any("No val image of class 'often', 'rare'" in note for note in notes)
+    assert notes == (
+        "Split by content: 61 train and 0 val images, for a share of 0.001.",
+        "No val image of class 'often', 'rare': too few images for that share.",
+    )

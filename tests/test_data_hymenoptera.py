@@ -70,6 +70,18 @@ def test_a_damaged_download_is_fetched_again_and_must_be_the_same(server, tmp_pa
         list_hymenoptera(tmp_path / "cache", url=f"{address}/h.zip")
 
 
+def test_a_changed_download_may_be_used_all_the_same_without_a_network(server, tmp_path):
+    folder, address = server
+    archive(folder / "h.zip", insects(tmp_path / "source"))
+    samples = list_hymenoptera(tmp_path / "cache", url=f"{address}/h.zip")
+    (samples.root / "train/ants/1.jpg").unlink()
+    (folder / "h.zip").unlink()
+    with pytest.raises(DataError, match=r"404.* to use it all the same, delete .*\.manifest\.json\.$"):
+        list_hymenoptera(tmp_path / "cache", url=f"{address}/h.zip")
+    (samples.root / ".manifest.json").unlink()
+    assert len(list_hymenoptera(tmp_path / "cache", url=f"{address}/h.zip").paths) == 7
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

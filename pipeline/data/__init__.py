@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .builtin import DATASETS
+from .builtin import DATASETS, DEFAULT_DATA
 from .dataset import Dataset, load_dataset
 from .listing import list_images
 from .reader import DECODE_RULES, Limits, UnreadableImageError, decode, read_bytes
@@ -11,6 +11,7 @@ from .transforms import Transform
 __all__ = [
     "DATASETS",
     "DECODE_RULES",
+    "DEFAULT_DATA",
     "Dataset",
     "Limits",
     "Transform",

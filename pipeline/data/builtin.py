@@ -10,6 +10,7 @@ from ..progress import Progress
 from ..registry import Registry
 from .samples import Samples
 
+DEFAULT_DATA = "phototiles"
 TORCHVISION = "torchvision:"  # what follows is the name of one of torchvision's own sets
 
 

@@ -196,7 +196,18 @@ def _decide_splits(samples: Samples, digests: np.ndarray, val_fraction: float | 
         undecided |= splits == "train"
     share = VAL_FRACTION if val_fraction is None else val_fraction
     splits[undecided] = np.where(fraction(digests[undecided]) < share, "val", "train")
-    without = set(range(len(samples.classes))) - set(samples.labels[splits == "val"].tolist())
-    if undecided.any() and share and without:
+    samples.notes += _remarks(samples, share if undecided.any() else None)
+
+
+def _remarks(samples: Samples, share: float | None) -> list[str]:
+    """Say how train and val came about, if content decided (by this share), and what is missing."""
+    train, val = samples.splits == "train", samples.splits == "val"
+    if share is None:
+        lacks = samples.classes and train.any() and not val.any()
+        return ["There is no val split; --val-fraction takes one from train."] if lacks else []
+    remarks = [f"Split by content: {train.sum()} train and {val.sum()} val images, for a share of {share:g}."]
+    without = set(range(len(samples.classes))) - set(samples.labels[val].tolist())
+    if share and without:
         names = [repr(samples.classes[index]) for index in sorted(without)]
-        samples.notes.append(f"No val image of class {first_few(names)}: too few images for a share of {share:g}.")
+        remarks.append(f"No val image of class {first_few(names)}: too few images for that share.")
+    return remarks

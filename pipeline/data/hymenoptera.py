@@ -10,7 +10,7 @@ from ..errors import DataError
 from ..progress import Progress, silent
 from .download import fetch, unpack
 from .folders import list_folder
-from .made import ensure, was_made
+from .made import MANIFEST, ensure, was_made
 from .samples import Samples
 
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
@@ -53,7 +53,7 @@ def list_hymenoptera(
         try:
             ensure(folder, build, recipe=f"{FOLDER} 1", cache_dir=cache_dir, progress=progress)
         except DataError as error:
-            raise DataError(f"{error} To do without, put a copy by hand so that {folder}/train/ants exists.") from error
+            raise DataError(f"{error} {_instead(folder)}") from error
     samples = list_folder(folder, progress)
     samples.name = "hymenoptera"
     samples.notes += notes + _count(samples)
@@ -83,6 +83,12 @@ def _download(url: str, fresh: Path, record: Path, sha256: str | None, progress:
     size = archive.stat().st_size
     record.write_text(json.dumps({"url": url, "bytes": size, "sha256": found}))
     return f"Downloaded {url}: {size:,} bytes, SHA-256 {found}."
+
+
+def _instead(folder: Path) -> str:
+    if was_made(folder):
+        return f"The copy in {folder} is no longer as it was; to use it all the same, delete {folder / MANIFEST}."
+    return f"To do without, put a copy by hand so that {folder}/train/ants exists."
 
 
 def _recorded(record: Path) -> str | None:

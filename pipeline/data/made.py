@@ -12,7 +12,7 @@ from ..progress import Progress, silent
 from .digests import digest_files, memo_file
 from .listing import walk
 
-_MANIFEST = ".manifest.json"  # hidden, so that no listing takes note of it
+MANIFEST = ".manifest.json"  # hidden, so that no listing takes note of it
 
 
 def ensure(
@@ -59,7 +59,7 @@ def ensure(
             fresh.mkdir()
             build(fresh)
             manifest = {"recipe": recipe, "files": _contents(fresh, cache_dir, progress)}
-            (fresh / _MANIFEST).write_text(json.dumps(manifest, indent=0))
+            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=0))
             _publish(fresh, folder, Path(scratch) / "old", is_good)
     except OSError as error:
         raise DataError(f"Cannot make {folder}: {error.strerror or error}.") from error
@@ -68,7 +68,7 @@ def ensure(
 def is_whole(folder: Path, recipe: str, cache_dir: Path, progress: Progress = silent) -> bool:
     """Return whether a folder made by `ensure` is complete, by this recipe, and has no file changed."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         return manifest == {"recipe": recipe, "files": _contents(folder, cache_dir, progress)}
     except (OSError, ValueError):
         return False
@@ -76,7 +76,7 @@ def is_whole(folder: Path, recipe: str, cache_dir: Path, progress: Progress = si
 
 def was_made(folder: Path) -> bool:
     """Return whether a folder was made by `ensure`, and not put there by hand."""
-    return (folder / _MANIFEST).exists()
+    return (folder / MANIFEST).exists()
 
 
 def _contents(folder: Path, cache_dir: Path, progress: Progress) -> dict[str, str]:
