@@ -69,7 +69,9 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-def extract(path: Path, images: Listing, *, spec: Spec = SPEC, disk: Disk = DISK, run: Run | None = None, **options) -> Run:
+def extract(
+    path: Path, images: Listing, *, spec: Spec = SPEC, disk: Disk = DISK, run: Run | None = None, **options
+) -> Run:
     """Bring the cache `path` up to date with a listing, as stage one does; tell what was computed."""
     run = run or Run()
     finish = {name: options.pop(name) for name in ("meta", "skipped") if name in options}

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import CacheError
 
 _WORKERS = min(8, os.cpu_count() or 1)
+_WORTH_A_THREAD = 64 * 1024
 
 
 def block_digest(rows: np.ndarray) -> str:
@@ -150,18 +151,21 @@ class CheckedReader:
     @contextmanager
     def _checking(self, name: str, on_bad: Callable[[int], Any]) -> Iterator[Callable[[np.ndarray, int], None]]:
         """Hash blocks on all cores while the next are read; leave only when every one has been compared."""
-        pending: deque[tuple[int, Future[str]]] = deque()
+        pending: deque[tuple[int, Callable[[], str]]] = deque()
 
         def settle(leave: int) -> None:
             while len(pending) > leave:
                 block, digest = pending.popleft()
-                if digest.result() == self.digests[name][block]:
+                if digest() == self.digests[name][block]:
                     self._checked[name][block] = True
                 else:
                     on_bad(block)
 
         def check(rows: np.ndarray, block: int) -> None:
-            pending.append((block, pool.submit(block_digest, rows)))
+            if rows.nbytes < _WORTH_A_THREAD:
+                pending.append((block, partial(block_digest, rows)))
+            else:
+                pending.append((block, pool.submit(block_digest, rows).result))
             settle(leave=2 * _WORKERS)
 
         with ThreadPoolExecutor(_WORKERS) as pool:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import CacheError
 from .blocks import CheckedReader, ignore
 from .layout import DATASETS
-from .meta import read_meta
+from .meta import StaleCacheError, read_meta
 from .paths import CachePlaces
 from .spec import Spec
 from .structure import open_hdf5
@@ -72,7 +72,7 @@ class FeatureCache:
         if spec is None or spec == self.spec:
             return
         fields = "; ".join(f"{field}: {theirs!r}, not {ours!r}" for field, theirs, ours in spec.differences(self.spec))
-        raise CacheError(f"{self.path} was made with another spec ({fields}). Run `extract` again.")
+        raise StaleCacheError(f"{self.path} was made with another spec ({fields}). Run `extract` again.")
 
     def close(self) -> None:
         """Close the file."""

@@ -30,8 +30,9 @@ def explained(path: Path, needed: Callable[[], int]) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
+            more = f", which still needs about {size(needed())}" if needed() else ""
             raise CacheError(
-                f"The disk is full: {path} still needs {size(needed())}. Committed rows are kept; "
+                f"The disk is full: no room for {path}{more}. Committed rows are kept; "
                 "free some room and run the same command again."
             ) from error
         raise CacheError(f"{path} cannot be written: {error}. Choose another place with --cache-dir.") from error

@@ -26,7 +26,7 @@ from .keys import find, to_hex
 from .ledger import FAILED, UNKNOWN, Ledger
 from .lock import hold
 from .overlay import Overlay
-from .paths import CachePlaces
+from .paths import CachePlaces, split_name
 from .plan import Plan
 from .room import explained, require_room
 from .sources import RowKind, Shard
@@ -88,8 +88,12 @@ class CacheWriter:
             If another process holds the lock.
         CacheError
             If the folder cannot be written.
+        ValueError
+            If the path's name promises another spec.
         """
         path = Path(path)
+        if not spec.sha256.startswith(split_name(path)[1] or ""):
+            raise ValueError(f"{path} is not the place of a cache of spec {spec.short}")
         with explained(path, lambda: 0):
             return cls(path, spec, CachePlaces(path).siblings() if siblings is None else siblings, progress, disk)
 
