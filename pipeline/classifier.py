@@ -16,7 +16,6 @@ from .backbones import Backbone, Embedder, Engine, from_description
 from .data import Limits, UnreadableImageError, decode, read_bytes
 from .data.reader import DEFAULT_LIMITS
 from .errors import DataError
-from .heads import load_head, probabilities, save_head
 from .progress import Progress, silent
 from .runs import Run
 
@@ -103,6 +102,8 @@ class ImageClassifier:
         WeightsError
             If the backbone's weights are gone, or are not those that the head was trained on.
         """
+        from .heads import load_head
+
         opened = run if isinstance(run, Run) else Run.open(run, runs_dir)
         head, metadata = load_head(opened.path)
         backbone = from_description(opened.config()["backbone"], opened.path)
@@ -110,6 +111,8 @@ class ImageClassifier:
 
     def save(self, folder: Path) -> None:
         """Write the head into a run folder. The backbone's own weights are named in `config.toml`, not copied."""
+        from .heads import save_head
+
         save_head(self.head, folder, {"class_names": list(self.classes), "spec_sha256": self.backbone.spec.sha256})
 
     def predict(self, images: Iterable[Any], progress: Progress = silent) -> list[Prediction]:
@@ -146,6 +149,8 @@ class ImageClassifier:
             yield from predictions
 
     def _predictions(self, names: list[str], rows: np.ndarray, failures: dict[int, str]) -> Iterator[Prediction]:
+        from .heads import probabilities
+
         scores = iter(probabilities(self.head, rows, len(self.classes)) if len(rows) else ())
         for index, name in enumerate(names):
             if index in failures:

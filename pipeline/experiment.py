@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbones import DEFAULT, POOLED, Backbone, resolve
-from .data import Limits, load_dataset
+from .data import DEFAULT_DATA, Limits, load_dataset
 from .data.reader import DEFAULT_LIMITS
 from .errors import DataError, PipelineError
 from .extraction import Extraction, extract_features
@@ -23,8 +23,6 @@ from .store import FeatureCache
 
 if TYPE_CHECKING:
     from .finetuning import FinetuneSettings
-
-DEFAULT_DATA = "phototiles"
 
 
 def extract(

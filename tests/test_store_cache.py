@@ -199,7 +199,9 @@ def test_views_are_stored_and_read_one_by_one(tmp_path, dtype):
         assert cache.shape == (50, 3, 8) and cache.dtype == dtype
         X, y = cache.split("train", view=2)
         assert np.array_equal(X, rows[cache.indices("train"), 2].astype(np.float32)) and X.dtype == np.float32
-        assert y.tolist() == [label for label, split in zip(images.labels, images.splits, strict=True) if split == "train"]
+        assert y.tolist() == [
+            label for label, split in zip(images.labels, images.splits, strict=True) if split == "train"
+        ]
         assert cache.split("val")[0].shape == (10, 3, 8)
         with pytest.raises(CacheError, match=r"has no view 3: it holds 3"):
             cache.split("train", view=3)

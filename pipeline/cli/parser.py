@@ -97,8 +97,7 @@ def _command(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | No
 
 
 def _add_data(parser: _Parser, splitting: bool = True) -> None:
-    from ..data import DATASETS
-    from ..experiment import DEFAULT_DATA
+    from ..data import DATASETS, DEFAULT_DATA
 
     parser.add_argument("--data", default=DEFAULT_DATA, metavar="DATA",
                         help=f"a folder, a CSV file (path,label[,split]), {', '.join(DATASETS)}, or torchvision:NAME "
