@@ -111,7 +111,7 @@ def test_what_cannot_be_read_is_skipped_and_no_row_shifts(load, root):
     os.mkfifo(root / "a/2.png")
     (root / "a/4.png").symlink_to(root / "nowhere.png")
     (root / "a/5.png").symlink_to(root / "a/5.png")
-    (root / "b/0.png").write_bytes(b"x" * 5000)
+    (root / "a/0.png").write_bytes(b"x" * 5000)
     dataset = load(root, limits=Limits(max_bytes=4000))
     assert rows(dataset).keys() == {"a/1.png", "a/3.png", "b/1.png"}
     assert [dataset.classes[label] for label in dataset.labels] == ["a", "a", "b"]
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_skipped_and_no_row_shifts(load, root):
         "a/2.png": "not a regular file",
         "a/4.png": "a link to nothing",
         "a/5.png": "cannot be followed: Too many levels of symbolic links",
-        "b/0.png": "5,000 bytes, more than the limit of 4,000",
+        "a/0.png": "5,000 bytes, more than the limit of 4,000",
     }
 
 

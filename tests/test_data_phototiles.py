@@ -12,6 +12,7 @@ from images import names_in, write_image
 
 from pipeline.data import DATASETS, decode, load_dataset
 from pipeline.data import phototiles as tiles
+from pipeline.data.made import ensure
 from pipeline.errors import DataError
 
 
@@ -85,6 +86,25 @@ def test_several_processes_may_make_the_phototiles_at_once(tmp_path):
     assert len(results) == 1
     assert results.pop().startswith("952 ")
     assert names_in(tmp_path / "downloads") == ["phototiles"]
+
+
+def test_what_another_process_made_meanwhile_is_kept(tmp_path):
+    """The other process is played by the builder itself, so that it is quicker every time."""
+    folder, inodes = tmp_path / "downloads/images", []
+
+    def make() -> None:
+        ensure(folder, build, recipe="one image", cache_dir=tmp_path)
+
+    def build(fresh: Path) -> None:
+        write_image(fresh / "a.png", seed=1)
+        if not inodes:
+            inodes.append(0)
+            make()
+            inodes.append(folder.stat().st_ino)
+
+    make()
+    assert folder.stat().st_ino == inodes[1]
+    assert names_in(folder.parent) == ["images"]
 
 
 def test_packages_that_ship_fewer_photographs_give_a_note_and_none_an_error(made, tmp_path, monkeypatch):
