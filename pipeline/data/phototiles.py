@@ -1,7 +1,7 @@
 """The default data set: tiles of photographs that installed packages bring along; no download.
 
-A tile's class is the photograph that it was cut from. Easy for a network that has seen the world (0.98), and
-not for a linear model on raw pixels (0.44), so that it shows what frozen features are worth.
+A tile's class is the photograph that it was cut from. Easy for a network that has seen the world, while a linear
+model on raw pixels (16 x 16) gets half of them wrong: so it shows what frozen features are worth.
 """
 
 from __future__ import annotations
