@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,6 +53,51 @@ class Digester:
     def sha256(self) -> str:
         """The digest of everything so far."""
         return self._whole.hexdigest()
+
+
+class Hashing:
+    """Hashes blocks on all cores while the next are read, and compares; use it as a context manager.
+
+    Parameters
+    ----------
+    expected : sequence of str
+        SHA-256 of each block.
+    on_good, on_bad : callable
+        Told each block's number, at the latest when the context is left.
+    """
+
+    def __init__(self, expected: Sequence[str], on_good: Callable[[int], Any], on_bad: Callable[[int], Any]):
+        self._expected, self._on_good, self.on_bad = expected, on_good, on_bad
+        self._pending: deque[tuple[int, Callable[[], str], np.ndarray | None]] = deque()
+        self._spare: list[np.ndarray] = []
+        self._pool = ThreadPoolExecutor(_WORKERS)
+
+    def scratch(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Return an array to read a block into; reused ones spare the system from handing out fresh memory."""
+        fitting = [at for at, array in enumerate(self._spare) if array.shape == shape]
+        return self._spare.pop(fitting[0]) if fitting else np.empty(shape, dtype)
+
+    def add(self, block: int, rows: np.ndarray, reuse: bool = False) -> None:
+        """Have a block hashed; with `reuse`, its array serves as scratch again afterwards."""
+        small = rows.nbytes < _WORTH_A_THREAD
+        digest = partial(block_digest, rows) if small else self._pool.submit(block_digest, rows).result
+        self._pending.append((block, digest, rows if reuse else None))
+        self._settle(leave=2 * _WORKERS)
+
+    def _settle(self, leave: int) -> None:
+        while len(self._pending) > leave:
+            block, digest, rows = self._pending.popleft()
+            (self._on_good if digest() == self._expected[block] else self.on_bad)(block)
+            if rows is not None:
+                self._spare.append(rows)
+
+    def __enter__(self) -> Hashing:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        with self._pool:
+            if failure is None:
+                self._settle(leave=0)
 
 
 class CheckedReader:
@@ -101,29 +145,35 @@ class CheckedReader:
             return self.read(name, rows, view)[order]
         tail = dataset.shape[1:] if view is None else dataset.shape[2:]
         out = np.empty((len(rows), *tail), dataset.dtype)
-        with self._checking(name, partial(self._raise_damage, name)) as check:
+        with self._hashing(name, partial(self._raise_damage, name)) as hashing:
             for block, part in self._parts(rows):
-                out[part] = self._read_part(dataset, name, block, rows[part], view, check)
+                if self._checked[name][block]:
+                    _read_rows(dataset, rows[part], view, out[part])
+                else:
+                    self._read_and_check(dataset, block, rows[part], view, out[part], hashing)
         return out
 
     def bad_blocks(self, name: str, blocks: np.ndarray | None = None, done: Callable[[int], Any] = ignore) -> list[int]:
         """Return the blocks of `name` (of all, or of these) that are damaged; `done` is told each one's rows."""
         blocks = np.arange(len(self.digests[name])) if blocks is None else blocks
         bad: list[int] = []
-        with self._checking(name, bad.append) as check:
+        with self._hashing(name, bad.append) as hashing:
             for block in blocks[~self._checked[name][blocks]].tolist():
-                try:
-                    rows = self._whole_block(self.file[name], block)
-                except (OSError, RuntimeError):  # HDF5's own checksum
-                    bad.append(block)
-                else:
-                    check(rows, block)
-                    done(len(rows))
+                done(len(self._read_block(self.file[name], block, hashing)))
         return sorted(bad)
 
     def blocks_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the block of each of these positions."""
         return rows // self.rows_per_block
+
+    def describe(self, name: str, block: int) -> str:
+        """Name a block by its rows, counted from 0."""
+        start, stop = self._bounds(self.file[name], block)
+        return f"rows {start}-{stop - 1} of {name!r}"
+
+    def _bounds(self, dataset: h5py.Dataset, block: int) -> tuple[int, int]:
+        start = block * self.rows_per_block
+        return start, min(start + self.rows_per_block, len(dataset))
 
     def _parts(self, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
         blocks, starts = np.unique(self.blocks_of(rows), return_index=True)
@@ -131,46 +181,29 @@ class CheckedReader:
         for block, start, stop in zip(blocks.tolist(), starts.tolist(), stops, strict=True):
             yield block, slice(start, stop)
 
-    def _whole_block(self, dataset: h5py.Dataset, block: int) -> np.ndarray:
-        return dataset[block * self.rows_per_block : (block + 1) * self.rows_per_block]
-
-    def _read_part(self, dataset, name, block, rows, view, check) -> np.ndarray:
-        if self._checked[name][block]:
-            first = rows[0]
-            found = dataset[first : rows[-1] + 1] if view is None else dataset[first : rows[-1] + 1, view]
+    def _read_and_check(self, dataset, block: int, rows: np.ndarray, view: int | None, out, hashing: Hashing) -> None:
+        start, stop = self._bounds(dataset, block)
+        if len(rows) == stop - start and view is None:
+            self._read_block(dataset, block, hashing, out)
         else:
-            first = block * self.rows_per_block
-            try:
-                found = self._whole_block(dataset, block)
-            except (OSError, RuntimeError):
-                self._raise_damage(name, block)
-            check(found, block)
-            found = found if view is None else found[:, view]
-        return found if len(found) == len(rows) else found[rows - first]
+            found = self._read_block(dataset, block, hashing)
+            out[:] = found[rows - start] if view is None else found[rows - start, view]
 
-    @contextmanager
-    def _checking(self, name: str, on_bad: Callable[[int], Any]) -> Iterator[Callable[[np.ndarray, int], None]]:
-        """Hash blocks on all cores while the next are read; leave only when every one has been compared."""
-        pending: deque[tuple[int, Callable[[], str]]] = deque()
+    def _read_block(self, dataset, block: int, hashing: Hashing, out: np.ndarray | None = None) -> np.ndarray:
+        start, stop = self._bounds(dataset, block)
+        rows = hashing.scratch((stop - start, *dataset.shape[1:]), dataset.dtype) if out is None else out
+        try:
+            dataset.read_direct(rows, np.s_[start:stop])
+            hashing.add(block, rows, reuse=out is None)
+        except (OSError, RuntimeError):  # HDF5's own checksum
+            hashing.on_bad(block)
+        return rows
 
-        def settle(leave: int) -> None:
-            while len(pending) > leave:
-                block, digest = pending.popleft()
-                if digest() == self.digests[name][block]:
-                    self._checked[name][block] = True
-                else:
-                    on_bad(block)
+    def _hashing(self, name: str, on_bad: Callable[[int], Any]) -> Hashing:
+        def on_good(block: int) -> None:
+            self._checked[name][block] = True
 
-        def check(rows: np.ndarray, block: int) -> None:
-            if rows.nbytes < _WORTH_A_THREAD:
-                pending.append((block, partial(block_digest, rows)))
-            else:
-                pending.append((block, pool.submit(block_digest, rows).result))
-            settle(leave=2 * _WORKERS)
-
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            yield check
-            settle(leave=0)
+        return Hashing(self.digests[name], on_good, on_bad)
 
     def _raise_damage(self, name: str, block: int) -> NoReturn:
         raise CacheError(
@@ -178,7 +211,12 @@ class CheckedReader:
             "Run `extract` again: it sets the file aside and keeps every sound row."
         )
 
-    def describe(self, name: str, block: int) -> str:
-        """Name a block by its rows, counted from 0."""
-        start = block * self.rows_per_block
-        return f"rows {start}-{min(start + self.rows_per_block, len(self.file[name])) - 1} of {name!r}"
+
+def _read_rows(dataset: h5py.Dataset, rows: np.ndarray, view: int | None, out: np.ndarray) -> None:
+    """Read ascending rows of one block, through the shortest range that holds them."""
+    first, stop = rows[0], rows[-1] + 1
+    if view is None and stop - first == len(rows):
+        dataset.read_direct(out, np.s_[first:stop])
+    else:
+        found = dataset[first:stop] if view is None else dataset[first:stop, view]
+        out[:] = found[rows - first]

@@ -10,7 +10,7 @@ import numpy as np
 
 from .disk import Disk
 from .keys import as_digests, as_keys
-from .record import BrokenRecordError, read_record, write_record
+from .record import BrokenRecordError, Record, write_record
 from .spec import Spec
 
 
@@ -77,9 +77,9 @@ class BlockPlan:
     def load(cls, path: Path, spec: Spec) -> BlockPlan | None:
         """Read a plan; None if there is none that is sound and for this spec."""
         try:
-            header, arrays = read_record(path)
-            usable = header["spec_sha256"] == spec.sha256
-            return cls(spec, as_keys(arrays["digests"]), header["size"]) if usable else None
+            record = Record(path)
+            usable = record.header["spec_sha256"] == spec.sha256
+            return cls(spec, as_keys(np.array(record.array("digests"))), record.header["size"]) if usable else None
         except (BrokenRecordError, KeyError):
             return None
 

@@ -46,27 +46,39 @@ def write_record(disk: Disk, path: Path, header: Mapping[str, Any], arrays: Mapp
     disk.publish(path, fill)
 
 
-def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read a record, after checking its digest.
+class Record:
+    """A record whose digest matched when it was opened. Its arrays stay on disk.
 
-    Returns
-    -------
+    Attributes
+    ----------
     header : dict
-    arrays : dict of numpy.ndarray
-        Mapped from the file, read-only: rows are loaded when they are used.
 
     Raises
     ------
     BrokenRecordError
         If the file is not exactly what was written.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BrokenRecordError("not a regular file")
-        content = np.memmap(path, dtype=np.uint8, mode="r")
-        return _parse(content)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BrokenRecordError(str(error)) from error
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            size = _check(path)
+            self.header = read_header(path)
+            self._places = _places(path, self.header.pop("arrays"), size)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokenRecordError(str(error)) from error
+
+    @property
+    def names(self) -> set[str]:
+        """The arrays' names."""
+        return set(self._places)
+
+    def array(self, name: str) -> np.ndarray:
+        """Map an array from the file. Copy what is to be kept: the mapping lasts as long as the array."""
+        dtype, shape, offset = self._places[name]
+        if not prod(shape):
+            return np.empty(shape, dtype)
+        return np.memmap(self.path, dtype, "r", offset, shape)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -74,23 +86,35 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(len(MAGIC) + 8)
+            if not start.startswith(MAGIC):
+                return {}
             header = json.loads(file.read(int.from_bytes(start[len(MAGIC) :], "little")))
         return header if isinstance(header, dict) else {}
     except (OSError, ValueError, RecursionError, OverflowError, MemoryError):
         return {}
 
 
-def _parse(content: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    body, digest = content[:-32], content[-32:]
-    if hashlib.sha256(body.data).digest() != digest.tobytes() or body[: len(MAGIC)].tobytes() != MAGIC:
-        raise BrokenRecordError("its SHA-256 does not match")
-    start = len(MAGIC) + 8
-    end = start + int.from_bytes(body[start - 8 : start].tobytes(), "little")
-    header = json.loads(body[start:end].tobytes())
-    arrays = {}
-    for name, (dtype, shape) in header.pop("arrays").items():
-        if dtype not in _DTYPES:
-            raise BrokenRecordError(f"unexpected type {dtype!r}")
-        start, end = end, end + prod(shape) * np.dtype(dtype).itemsize
-        arrays[name] = np.asarray(body[start:end]).view(dtype).reshape(shape)
-    return header, arrays
+def _check(path: Path) -> int:
+    """Compare the digest, and return the size of all before it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BrokenRecordError("it is not a regular file")
+    size, digest = path.stat().st_size - hashlib.sha256().digest_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for start in range(0, size, 1 << 20):
+            digest.update(file.read(min(1 << 20, size - start)))
+        if file.read() != digest.digest():
+            raise BrokenRecordError("its SHA-256 does not match")
+    return size
+
+
+def _places(path: Path, described: dict, size: int) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC) + 8)
+    end = len(start) + int.from_bytes(start[len(MAGIC) :], "little")
+    places = {}
+    for name, (dtype, shape) in described.items():
+        places[name] = (dtype, tuple(shape), end)
+        end += prod(shape) * np.dtype(dtype).itemsize
+    if end != size or any(dtype not in _DTYPES for dtype, _, _ in places.values()):
+        raise BrokenRecordError("its arrays are not of the size and types that it declares")
+    return places

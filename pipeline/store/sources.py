@@ -12,7 +12,7 @@ import numpy as np
 from .disk import Disk
 from .file import FeatureCache
 from .keys import as_digests, as_keys, to_hex
-from .record import BrokenRecordError, read_record, write_record
+from .record import BrokenRecordError, Record, write_record
 from .spec import Spec
 
 
@@ -125,15 +125,16 @@ class Shard:
     """
 
     def __init__(self, path: Path, spec: Spec):
-        header, arrays = read_record(path)
-        if header.get("spec_sha256") != spec.sha256 or arrays.keys() != {"digests", "rows"}:
+        self._record = Record(path)
+        header = self._record.header
+        if header.get("spec_sha256") != spec.sha256 or self._record.names != {"digests", "rows"}:
             raise BrokenRecordError("it belongs to another spec")
         self.plan_id: str = header["plan_id"]
         self.block: int = header["block"]
         self.failed: dict[str, str] = header["failed"]
         self.passing: list[str] = header["passing"]
-        self.keys, self._rows = as_keys(arrays["digests"]), arrays["rows"]
-        self.kind = RowKind.of(self._rows)
+        self.keys = as_keys(np.array(self._record.array("digests")))
+        self.kind = RowKind.of(self._record.array("rows"))
 
     @staticmethod
     def write(disk: Disk, path: Path, header: dict, keys: np.ndarray, rows: np.ndarray) -> None:
@@ -150,7 +151,7 @@ class Shard:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """See `RowSource`."""
-        return self._rows[rows]
+        return np.array(self._record.array("rows")[rows])
 
     def close(self) -> None:
-        """The mapping goes with the object."""
+        """Nothing is open: rows are mapped for as long as they are copied, or memory would fill with them."""
