@@ -64,7 +64,8 @@ def verify(
     CacheError
         If there is no cache to verify.
     """
-    chosen = list(paths) or [entry.path for entry in list_caches(cache_dir) if entry.state != "partial"]
+    # what was set aside is known to be damaged, and no run reads it
+    chosen = list(paths) or [entry.path for entry in list_caches(cache_dir) if entry.path.suffix == ".h5"]
     if not chosen:
         raise CacheError(f"No caches in {str(cache_dir)!r}: run `pipeline extract` first.")
     reports = []

@@ -338,3 +338,17 @@ def test_every_bundled_backbone_gives_what_its_listing_says():
             continue
         assert Engine(backbone, "cpu").features == listing.features
         assert backbone.transform.crop[0] == listing.pixels
+
+
+def test_frozen_means_frozen(images):
+    """No gradient, evaluation mode, and not one bit of weights or buffers moves."""
+    backbone = resolve()
+    network = backbone.network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    engine = Engine(backbone, "cpu")
+    prepared = {name: value.clone() for name, value in engine.network.state_dict().items()}
+    assert not any(module.training for module in engine.network.modules())
+    assert not any(parameter.requires_grad for parameter in engine.network.parameters())
+    engine(np.stack([backbone.transform(image) for image in images]))
+    assert all(value.equal(prepared[name]) for name, value in engine.network.state_dict().items())
+    assert all(value.equal(before[name]) for name, value in backbone.network().state_dict().items())

@@ -29,6 +29,8 @@ class Engine:
         Of the rows that it returns: float16 at float16 precision, else float32.
     features : int
         D, the length of a row.
+    network : nn.Module
+        Frozen: evaluation mode, no gradients.
     """
 
     def __init__(self, backbone: Backbone, device: str = "auto"):
@@ -41,7 +43,7 @@ class Engine:
         self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
         network = backbone.network().requires_grad_(False)
         fold_batchnorm(network.network)
-        self._network = network.to(self.device, self._precision).to(memory_format=torch.channels_last)
+        self.network = network.to(self.device, self._precision).to(memory_format=torch.channels_last)
         transform = backbone.transform
         self._scale = torch.tensor([1 / (255 * std) for std in transform.std], device=self.device).view(3, 1, 1)
         self._shift = torch.tensor(
@@ -67,7 +69,7 @@ class Engine:
             # bytes travel to the device, not floats; the permuted view is channels-last as it stands
             batch = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             batch = (batch * self._scale).add_(self._shift).to(self._precision)
-            return self._network(batch).float().cpu().numpy().astype(self.dtype, copy=False)
+            return self.network(batch).float().cpu().numpy().astype(self.dtype, copy=False)
 
 
 def choose_device(name: str = "auto") -> torch.device:

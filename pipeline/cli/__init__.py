@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stopped:
-        print(f"interrupted: {stopped or 'what is done is kept; the same command goes on from there'}", file=sys.stderr)
+        print(f"interrupted: {str(stopped) or 'what is done is kept; the same command goes on from there'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output has gone, as `head` does; without this Python complains once more at exit

@@ -36,7 +36,7 @@ def extract(options: argparse.Namespace) -> None:
         options.data, _backbone(options), val_fraction=options.val_fraction, rehash=options.rehash,
         retry_failed=options.retry_failed, strict=options.strict, limits=Limits(**limits),
         cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers, device=options.device,
-        progress=progress_bars(options),
+        progress=progress_bars(),
     )  # fmt: skip
     print_notes(done.notes)
     if options.json:
@@ -61,7 +61,7 @@ def train_head(options: argparse.Namespace) -> None:
     settings = _head_settings(options)
     common: dict[str, Any] = {
         "features": options.features, "seed": options.seed, "settings": settings, "cache_dir": options.cache_dir,
-        "runs_dir": options.runs_dir, "progress": progress_bars(options),
+        "runs_dir": options.runs_dir, "progress": progress_bars(),
     }  # fmt: skip
     names = list(HEADS) if options.head == "all" else options.head.split(",")
     for name in names:
@@ -87,7 +87,7 @@ def finetune(options: argparse.Namespace) -> None:
     run = finetune(
         options.data, _backbone(options, precision="float32"), FinetuneSettings(**given), name=options.name,
         resume=options.resume, val_fraction=options.val_fraction, cache_dir=options.cache_dir,
-        runs_dir=options.runs_dir, progress=progress_bars(options), log=lambda line: print(line, file=sys.stderr),
+        runs_dir=options.runs_dir, progress=progress_bars(), log=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if run is None:  # another process of several tells
         return
@@ -114,7 +114,7 @@ def predict(options: argparse.Namespace) -> None:
     classifier = ImageClassifier.load(
         run, device=options.device, batch_size=options.batch_size, workers=options.workers
     )
-    found = classifier.predict(paths, progress=progress_bars(options))
+    found = classifier.predict(paths, progress=progress_bars())
     rows = [(prediction.path, prediction.label or "", prediction.prob) for prediction in found]
     failed = [prediction for prediction in found if prediction.label is None]
     if options.csv:
@@ -173,7 +173,7 @@ def cache_verify(options: argparse.Namespace) -> None:
     from ..upkeep import verify
 
     reports = verify(options.paths, cache_dir=options.cache_dir, recompute=options.recompute, device=options.device,
-                     progress=progress_bars(options))
+                     progress=progress_bars())
     problems = [f"{report.path}: {problem}" for report in reports for problem in report.problems]
     if options.json:
         caches = [{**dataclasses.asdict(report), "path": str(report.path)} for report in reports]

@@ -13,13 +13,16 @@ from typing import Any
 from ..errors import PipelineError
 
 
-def progress_bars(options: argparse.Namespace) -> Any:
-    from functools import partial
-
+def progress_bars() -> Any:
+    """Return what long work reports to: bars for people (not in log files), none of what is over in a moment."""
     from tqdm import tqdm
 
-    # nothing of what is over in a moment; bars for people, not for log files
-    return partial(tqdm, file=sys.stderr, delay=0.5, leave=False, disable=None)
+    def bar(total: int | None = None, desc: str = "", unit: str = "it") -> Any:
+        scale = unit == "B"
+        return tqdm(total=total, desc=desc, unit=unit, unit_scale=scale, file=sys.stderr, delay=0.5, leave=False,
+                    disable=None)
+
+    return bar
 
 
 def print_notes(lines: Iterable[str]) -> None:
