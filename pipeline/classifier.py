@@ -63,6 +63,8 @@ class ImageClassifier:
     classes : sequence of str, length K
     device, batch_size, workers
         See `Engine` and `Embedder`.
+    limits : Limits
+        What one image may cost.
 
     Examples
     --------
@@ -80,10 +82,12 @@ class ImageClassifier:
         device: str = "auto",
         batch_size: int | None = None,
         workers: int | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ):
         self.backbone = backbone
         self.head = head
         self.classes = tuple(classes)
+        self.limits = limits
         self._running = (device, batch_size, workers)
 
     @cached_property
@@ -141,7 +145,9 @@ class ImageClassifier:
 
         def classify(job: tuple[int, list[Any]]) -> list[Prediction]:
             first, chunk = job
-            rows, failures = self._embedder.embed(range(len(chunk)), lambda index: load_image(chunk[index]))
+            rows, failures = self._embedder.embed(
+                range(len(chunk)), lambda index: load_image(chunk[index], self.limits)
+            )
             names = [name_of(image, first + index) for index, image in enumerate(chunk)]
             return list(self._predictions(names, rows, failures))
 

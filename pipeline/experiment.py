@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,8 @@ def extract(
     )
     done = extract_features(
         dataset, network, cache_dir=Path(cache_dir), batch_size=batch_size, workers=workers, device=device,
-        retry_failed=retry_failed, origin={"data": data, "val_fraction": val_fraction}, progress=progress,
+        retry_failed=retry_failed, progress=progress,
+        origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
     )  # fmt: skip
     if strict and done.skipped:
         with done.open() as cache:
@@ -202,6 +204,7 @@ def finetune(
     name: str | None = None,
     resume: bool = False,
     val_fraction: float | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
@@ -211,7 +214,7 @@ def finetune(
 
     Parameters
     ----------
-    data, val_fraction, cache_dir
+    data, val_fraction, limits, cache_dir
         See `pipeline.data.load_dataset`.
     backbone : str or Backbone
     settings : FinetuneSettings, optional
@@ -239,7 +242,7 @@ def finetune(
 
     settings = settings or FinetuneSettings()
     network = backbone_of(backbone)
-    dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, progress=progress)
+    dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress)
     path = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
     with writing(path) if first else nullcontext():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .backbones import DEFAULT, POOLED, Backbone
-from .data import Dataset, load_dataset
+from .data import Dataset, Limits, load_dataset
 from .errors import CacheError
 from .progress import Progress, silent
 from .store import FeatureCache, cache_path, nearest
@@ -31,9 +31,12 @@ def find_cache(
     if not path.exists():
         raise CacheError(_missing(Path(cache_dir), data, dataset, backbone))
     cache = FeatureCache.open(path, spec=backbone.spec)
-    val_fraction = cache.meta.get("origin", {}).get("val_fraction")
-    if val_fraction is not None:
-        dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, progress=progress)
+    origin = cache.meta.get("origin", {})
+    val_fraction, limits = origin.get("val_fraction"), Limits(**origin.get("limits", {}))
+    if (val_fraction, limits) != (None, dataset.limits):
+        dataset = load_dataset(
+            data, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
+        )
     if changed := changes(cache, dataset):
         cache.close()
         raise CacheError(

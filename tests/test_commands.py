@@ -255,6 +255,16 @@ def test_broken_files_are_named_and_no_row_shifts(tiles, warm):
     assert "gave no image" in warm.error("extract", "--data", copy, "--strict")
 
 
+def test_limits_hold_in_every_command_and_are_remembered_with_the_cache(tiles, project):
+    largest = max(path.stat().st_size for path in tiles.rglob("*.png"))
+    done = project.json("extract", "--data", tiles, "--backbone", "pixels", "--max-bytes", largest - 1)
+    assert done["skipped"] > 0
+    assert project.run("train-head", "--data", tiles, "--backbone", "pixels")[0] == 0
+    assert "None of the" in project.error("predict", tiles, "--max-pixels", SIDE * SIDE - 1)
+    done = project.json("extract", "--data", tiles, "--backbone", "pixels")
+    assert (done["skipped"], done["rows"]) == (0, 2 * TILES)
+
+
 def test_bad_input_is_one_clear_line(tiles, warm):
     empty, one = warm.folder / "empty", warm.folder / "one"
     empty.mkdir()

@@ -14,6 +14,7 @@ from ..errors import PipelineError
 from .parser import build_parser
 
 DONE, INTERRUPTED = 0, 130
+KEPT = "what is done is kept; the same command goes on from there"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stopped:
-        print(f"interrupted: {str(stopped) or 'what is done is kept; the same command goes on from there'}", file=sys.stderr)
+        print(f"interrupted: {str(stopped) or KEPT}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output has gone, as `head` does; without this Python complains once more at exit

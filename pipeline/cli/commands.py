@@ -28,13 +28,11 @@ HEAD_SETTINGS: dict[str, Any] = {  # the tutorial's names; any other setting of 
 
 
 def extract(options: argparse.Namespace) -> None:
-    from ..data import Limits
     from ..experiment import extract
 
-    limits = {name: value for name in ("max_bytes", "max_pixels") if (value := getattr(options, name)) is not None}
     done = extract(
         options.data, _backbone(options), val_fraction=options.val_fraction, rehash=options.rehash,
-        retry_failed=options.retry_failed, strict=options.strict, limits=Limits(**limits),
+        retry_failed=options.retry_failed, strict=options.strict, limits=_limits(options),
         cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers, device=options.device,
         progress=progress_bars(),
     )  # fmt: skip
@@ -86,7 +84,7 @@ def finetune(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
     run = finetune(
         options.data, _backbone(options, precision="float32"), FinetuneSettings(**given), name=options.name,
-        resume=options.resume, val_fraction=options.val_fraction, cache_dir=options.cache_dir,
+        resume=options.resume, val_fraction=options.val_fraction, limits=_limits(options), cache_dir=options.cache_dir,
         runs_dir=options.runs_dir, progress=progress_bars(), log=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if run is None:  # another process of several tells
@@ -112,11 +110,14 @@ def predict(options: argparse.Namespace) -> None:
         print_notes([f"Using the latest run, {run.name}; choose another with --run."])
     paths = [path for given in options.images for path in list_images(given)]
     classifier = ImageClassifier.load(
-        run, device=options.device, batch_size=options.batch_size, workers=options.workers
+        run, device=options.device, batch_size=options.batch_size, workers=options.workers, limits=_limits(options)
     )
     found = classifier.predict(paths, progress=progress_bars())
     rows = [(prediction.path, prediction.label or "", prediction.prob) for prediction in found]
     failed = [prediction for prediction in found if prediction.label is None]
+    if len(failed) == len(found):
+        raise PipelineError(f"None of the {len(found)} files is a readable image: {failed[0].path!r}: "
+                            f"{failed[0].reason}.")
     if options.csv:
         write_csv(options.csv, ("path", "label", "prob", *classifier.classes, "reason"), (
             (each.path, each.label, each.prob, *(each.probabilities.get(name) for name in classifier.classes),
@@ -133,8 +134,6 @@ def predict(options: argparse.Namespace) -> None:
     print_notes(f"no prediction for {each.path!r}: {each.reason}" for each in failed[:5])
     if len(failed) > 5:
         print_notes([f"… and {len(failed) - 5} more"])
-    if len(failed) == len(found):
-        raise PipelineError(f"None of the {len(found)} files is a readable image.")
 
 
 def backbones(options: argparse.Namespace) -> None:
@@ -210,6 +209,13 @@ def _backbone(options: argparse.Namespace, precision: str | None = None) -> Any:
     from ..backbones import resolve
 
     return resolve(options.backbone, options.weights, options.layer, precision or options.precision, options.seed)
+
+
+def _limits(options: argparse.Namespace) -> Any:
+    from ..data import Limits
+
+    given = {name: value for name in ("max_bytes", "max_pixels") if (value := getattr(options, name)) is not None}
+    return Limits(**given)
 
 
 def _head_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -49,8 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     extract.add_argument("--rehash", action="store_true", help="read every file, also those that seem unchanged")
     extract.add_argument("--retry-failed", action="store_true", help="try images again that gave no features before")
     extract.add_argument("--strict", action="store_true", help="exit with 2 if any image cannot be read")
-    extract.add_argument("--max-bytes", type=int, help="largest file that is read")
-    extract.add_argument("--max-pixels", type=int, help="largest image that is decoded, in pixels")
+    _add_limits(extract)
 
     head = _command(verbs, "train-head", commands.train_head, "train a head on cached features")
     head.add_argument("--head", default="logistic", metavar="NAME",
@@ -71,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_backbone(finetune, precision=False)
     _add_run(finetune)
     finetune.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    _add_limits(finetune)
     _add_finetune_settings(finetune)
 
     compare = _command(verbs, "compare", commands.compare, "one table of all runs")
@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--runs-dir", type=Path, default=Path("runs"))
     predict.add_argument("--csv", type=Path, metavar="FILE", help="write all probabilities to a CSV file")
     _add_running(predict)
+    _add_limits(predict)
 
     _command(verbs, "backbones", commands.backbones, "list the backbones")
     _add_cache_commands(verbs)
@@ -118,6 +119,15 @@ def _add_backbone(parser: _Parser, precision: bool = True) -> None:
                         help="where features are read: a module's name, NAME:mean to average over positions")
     if precision:
         parser.add_argument("--precision", default="float32", metavar="P", help=", ".join(PRECISIONS))
+
+
+def _add_limits(parser: _Parser) -> None:
+    from ..data import Limits
+
+    usual = Limits()
+    parser.add_argument("--max-bytes", type=int, metavar="N", help=f"largest file read (default: {usual.max_bytes})")
+    parser.add_argument("--max-pixels", type=int, metavar="N",
+                        help=f"largest image decoded (default: {usual.max_pixels})")
 
 
 def _add_running(parser: _Parser) -> None:
