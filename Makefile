@@ -56,7 +56,7 @@ check: .venv/installed-test  ## lint, types, layering
 	$(BIN)/python -m pytest tests/test_layering.py
 
 test: .venv/installed-test  ## run the tests
-	$(BIN)/python -m pytest -n auto -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow' $(ARGS)
 
 test-slow: .venv/installed-test  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
