@@ -14,7 +14,7 @@ import numpy as np
 from .backbones import DEFAULT, POOLED, Backbone, resolve
 from .data import DEFAULT_DATA, Limits, load_dataset
 from .data.reader import DEFAULT_LIMITS
-from .errors import DataError, PipelineError
+from .errors import CacheError, DataError, PipelineError
 from .extraction import Extraction, extract_features
 from .lookup import find_cache
 from .progress import Progress, silent
@@ -164,6 +164,9 @@ def train_heads(
     with opened(features, data, backbone, cache_dir, progress) as cache:
         path = cache.path
     wanted = settings or {}
+    for key in wanted:
+        if not any(key in HEADS[name].settings for name in heads):
+            raise PipelineError(f"None of the heads has a setting {key!r}.")
     jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
@@ -193,6 +196,8 @@ def opened(
     else:
         cache = find_cache(data, backbone_of(backbone), cache_dir=cache_dir, progress=progress)
     with cache:
+        if lacking := [key for key in ("dataset", "root", "backbone", "label", "description") if key not in cache.meta]:
+            raise CacheError(f"{cache.path} was not made by `extract`: its 'meta' lacks {', '.join(lacking)}.")
         yield cache
 
 
