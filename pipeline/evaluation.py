@@ -10,13 +10,17 @@ import numpy as np
 from .errors import PipelineError
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+TOP = 5  # of top5, which says something from TOP + 1 classes on
+BINS = 15  # of the calibration error, the field's usual number
+REPEATS, DRAWS = 1000, 10**8  # of the bootstrap: how often, and how many draws are worth waiting for
+MOST_CLASSES = 200  # above, the confusion matrix is left out: `predictions.csv` tells the same in less
 
 
 class EvaluationError(PipelineError, ValueError):
     """Labels and probabilities that do not belong together."""
 
 
-def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
     """Score predicted probabilities against the true labels.
 
     Parameters
@@ -25,13 +29,18 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
         True class ids, 0 to K - 1. Classes may be absent.
     probabilities : (N, K) array
         A row of class probabilities for each label, columns by class id. The first largest one is the prediction.
+    seed : int
+        Of the bootstrap.
 
     Returns
     -------
     dict
-        Plain numbers, fit for JSON: `n`, `accuracy`, `accuracy_ci95` ([low, high], Wilson's interval),
-        `balanced_accuracy` (mean recall of the classes that occur), `macro_f1` (over the classes that occur
-        or are predicted), `log_loss` (nats).
+        Plain numbers, fit for JSON: `n`, `accuracy`, `accuracy_ci95` ([low, high], Wilson's interval), `top5`
+        (from 6 classes on), `balanced_accuracy` (mean recall of the classes that occur), `macro_f1` (over the
+        classes that occur or are predicted), `log_loss` (nats), `balanced_accuracy_ci95`, `macro_f1_ci95`,
+        `log_loss_ci95` (bootstrap), `brier` (squared distance from the truth summed over classes, 0 to 2),
+        `ece` (see `calibration_error`), `per_class` (a mapping for each class id: `n`, `predicted`, `precision`,
+        `recall`, `f1`; None where undefined), `confusion` (K rows of true classes; up to 200 classes).
 
     Raises
     ------
@@ -42,13 +51,20 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     predictions = probabilities.argmax(axis=1)
     counts = confusion_matrix(labels, predictions, probabilities.shape[1])
     n, correct = len(labels), int(counts.trace())
+    n_classes = len(counts)
     return {
         "n": n,
         "accuracy": correct / n,
         "accuracy_ci95": list(wilson_interval(correct, n)),
+        **({"top5": top_accuracy(labels, probabilities)} if n_classes > TOP else {}),
         "balanced_accuracy": _balanced_accuracy(counts),
         "macro_f1": _macro_f1(counts),
         "log_loss": log_loss(labels, probabilities),
+        **_intervals(counts, _losses(labels, probabilities), np.random.default_rng(seed)),
+        "brier": brier_score(labels, probabilities),
+        "ece": calibration_error(probabilities.max(axis=1), predictions == labels),
+        "per_class": _per_class(counts),
+        **({"confusion": counts.tolist()} if n_classes <= MOST_CLASSES else {}),
     }
 
 
@@ -75,20 +91,124 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     A probability of 0 counts as the smallest step of its float type, so that one row cannot make it infinite.
     """
-    own = np.asarray(probabilities)[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, np.finfo(own.dtype).eps), dtype=np.float64).mean())
+    return float(_losses(labels, np.asarray(probabilities)).mean())
+
+
+def _losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    own = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.maximum(own, np.finfo(own.dtype).eps), dtype=np.float64)
+
+
+def top_accuracy(labels: np.ndarray, probabilities: np.ndarray, top: int = TOP) -> float:
+    """Return the share of rows whose true class is among the `top` likeliest; of equals the first class counts."""
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(probabilities.shape[1]) < labels[:, None]
+    before = (probabilities > own) | ((probabilities == own) & earlier)
+    return float((before.sum(axis=1) < top).mean())
+
+
+def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean over rows of Σ (p − truth)² over classes: 0 at best, 2 at worst (Brier, 1950)."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(((probabilities**2).sum(axis=1, dtype=np.float64) + 1 - 2 * own).mean())
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
+    """Return how often predictions are right, by how sure they were.
+
+    Parameters
+    ----------
+    confidence : (N,) array
+        The predicted class's probability.
+    correct : (N,) bool array
+    bins : int
+        Of equal width, over 0..1.
+
+    Returns
+    -------
+    list of dict
+        For each bin that holds a row `n`, mean `confidence` and `accuracy`.
+    """
+    place = np.clip((np.asarray(confidence) * bins).astype(int), 0, bins - 1)
+    n = np.bincount(place, minlength=bins)
+    sure, right = (np.bincount(place, values, minlength=bins) for values in (confidence, correct))
+    return [
+        {"n": int(n[bin]), "confidence": float(sure[bin] / n[bin]), "accuracy": float(right[bin] / n[bin])}
+        for bin in np.flatnonzero(n)
+    ]
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """Return the expected calibration error: |accuracy − confidence| of each bin, weighted by its rows.
+
+    Source: Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015.
+    """
+    found = reliability(confidence, correct, bins)
+    return sum(bin["n"] * abs(bin["accuracy"] - bin["confidence"]) for bin in found) / len(confidence)
 
 
 def _balanced_accuracy(counts: np.ndarray) -> float:
-    sizes = counts.sum(axis=1)
-    occurs = sizes > 0
-    return float((counts.diagonal()[occurs] / sizes[occurs]).mean())
+    return float(_recall_and_f1(counts.sum(axis=1), counts.sum(axis=0), counts.diagonal())[0])
 
 
 def _macro_f1(counts: np.ndarray) -> float:
-    touched = counts.sum(axis=0) + counts.sum(axis=1)
-    seen = touched > 0
-    return float((2 * counts.diagonal()[seen] / touched[seen]).mean())
+    return float(_recall_and_f1(counts.sum(axis=1), counts.sum(axis=0), counts.diagonal())[1])
+
+
+def _recall_and_f1(sizes: np.ndarray, predicted: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean recall and mean F1 from (..., K) counts: true rows, predicted rows, and rows that are both."""
+    occurs, touched = sizes > 0, sizes + predicted
+    recalls = np.divide(right, sizes, out=np.zeros(sizes.shape), where=occurs)
+    f1 = np.divide(2 * right, touched, out=np.zeros(sizes.shape), where=touched > 0)
+    return recalls.sum(axis=-1) / occurs.sum(axis=-1), f1.sum(axis=-1) / (touched > 0).sum(axis=-1)
+
+
+def _per_class(counts: np.ndarray) -> list[dict[str, Any]]:
+    found = []
+    for right, n, predicted in zip(*map(np.ndarray.tolist, (counts.diagonal(), counts.sum(1), counts.sum(0))),
+                                   strict=True):
+        found.append({
+            "n": n, "predicted": predicted, "precision": right / predicted if predicted else None,
+            "recall": right / n if n else None, "f1": 2 * right / (n + predicted) if n + predicted else None,
+        })
+    return found
+
+
+def _intervals(counts: np.ndarray, losses: np.ndarray, rng: np.random.Generator) -> dict[str, list[float]]:
+    """Return 95 % percentile bootstrap intervals: rows are drawn again, with repeats, and scored again.
+
+    Where every prediction is right, resampling knows nothing of errors and would call the score certain; Wilson's
+    interval of the accuracy stands in.
+    """
+    n = len(losses)
+    repeats = int(np.clip(DRAWS // n, 100, REPEATS))
+    if counts.trace() == n:
+        balanced = f1 = list(wilson_interval(n, n))
+    else:
+        balanced, f1 = map(_middle, _resampled(counts, repeats, rng))
+    means = np.array([losses[rng.integers(0, n, n, dtype=np.uint32)].mean() for _ in range(repeats)])
+    return {"balanced_accuracy_ci95": balanced, "macro_f1_ci95": f1, "log_loss_ci95": _middle(means)}
+
+
+def _resampled(counts: np.ndarray, repeats: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return balanced accuracy and macro F1 of resampled rows; both depend on the confusion matrix alone.
+
+    Drawing n rows anew is drawing its cells from a multinomial distribution, many times faster.
+    """
+    true, predicted = np.nonzero(counts)
+    cells = rng.multinomial(counts.sum(), counts[true, predicted] / counts.sum(), size=repeats)
+    shape = (repeats, len(counts))
+    sizes, columns, right = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for cell, (row, column) in enumerate(zip(true.tolist(), predicted.tolist(), strict=True)):
+        sizes[:, row] += cells[:, cell]
+        columns[:, column] += cells[:, cell]
+        if row == column:
+            right[:, row] = cells[:, cell]
+    return _recall_and_f1(sizes, columns, right)
+
+
+def _middle(values: np.ndarray) -> list[float]:
+    return np.quantile(values, (0.025, 0.975)).tolist()
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
