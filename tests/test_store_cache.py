@@ -149,6 +149,15 @@ def test_a_failure_that_may_pass_is_tried_again_by_the_next_run(tmp_path):
     assert extract(path, images).computed == ["image 1"]
 
 
+def test_a_block_of_failures_needs_no_rows_of_any_shape(tmp_path):
+    with CacheWriter.open(place(tmp_path), SPEC) as writer:
+        blocks = writer.plan(listing(40).digests).blocks
+        writer.commit(0, np.empty(0), dict.fromkeys(blocks[0].tolist(), "broken"))
+        writer.commit(1, network(listing(40).digests[blocks[1]]))
+        with writer.finish(paths=listing(40).paths, labels=[0] * 40, splits=np.array(["train"] * 40)) as cache:
+            assert cache.shape == (8, 4) and len(cache.skipped) == 32
+
+
 def test_images_that_all_fail_make_a_file_without_rows(tmp_path):
     path = place(tmp_path)
     extract(path, Listing(["broken 1", "broken 2"]))

@@ -201,5 +201,6 @@ def test_another_format_version_is_stale(tmp_path):
 def test_blocks_are_whole_chunks_and_not_too_many(rows, row_bytes):
     size = block_rows(rows, row_bytes)
     assert size % chunk_rows(row_bytes) == 0
-    assert -(-rows // size) <= 1024
+    assert -(-rows // size) <= 256 or size * row_bytes > 16_000_000
+    assert size * row_bytes <= 32 * 1024 * 1024 or size == 1
     assert chunk_rows(row_bytes) == 1 or chunk_rows(row_bytes) * row_bytes <= 512 * 1024

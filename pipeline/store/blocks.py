@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from ..errors import CacheError
+from .layout import span_blocks
 
 _WORKERS = min(8, os.cpu_count() or 1)
 _WORTH_A_THREAD = 64 * 1024
@@ -77,19 +78,19 @@ class Hashing:
         fitting = [at for at, array in enumerate(self._spare) if array.shape == shape]
         return self._spare.pop(fitting[0]) if fitting else np.empty(shape, dtype)
 
-    def add(self, block: int, rows: np.ndarray, reuse: bool = False) -> None:
-        """Have a block hashed; with `reuse`, its array serves as scratch again afterwards."""
+    def add(self, block: int, rows: np.ndarray, spare: np.ndarray | None = None) -> None:
+        """Have a block hashed; afterwards the array `spare` may serve as scratch again."""
         small = rows.nbytes < _WORTH_A_THREAD
         digest = partial(block_digest, rows) if small else self._pool.submit(block_digest, rows).result
-        self._pending.append((block, digest, rows if reuse else None))
+        self._pending.append((block, digest, spare))
         self._settle(leave=2 * _WORKERS)
 
     def _settle(self, leave: int) -> None:
         while len(self._pending) > leave:
-            block, digest, rows = self._pending.popleft()
+            block, digest, spare = self._pending.popleft()
             (self._on_good if digest() == self._expected[block] else self.on_bad)(block)
-            if rows is not None:
-                self._spare.append(rows)
+            if spare is not None:
+                self._spare.append(spare)
 
     def __enter__(self) -> Hashing:
         return self
@@ -156,11 +157,27 @@ class CheckedReader:
     def bad_blocks(self, name: str, blocks: np.ndarray | None = None, done: Callable[[int], Any] = ignore) -> list[int]:
         """Return the blocks of `name` (of all, or of these) that are damaged; `done` is told each one's rows."""
         blocks = np.arange(len(self.digests[name])) if blocks is None else blocks
-        bad: list[int] = []
+        blocks = blocks[~self._checked[name][blocks]]
+        dataset, bad = self.file[name], list[int]()
+        span = span_blocks(self.rows_per_block, dataset.nbytes // max(1, len(dataset)))
         with self._hashing(name, bad.append) as hashing:
-            for block in blocks[~self._checked[name][blocks]].tolist():
-                done(len(self._read_block(self.file[name], block, hashing)))
+            for part in np.split(blocks, np.flatnonzero(np.diff(blocks // span)) + 1):
+                done(self._check_span(dataset, part.tolist(), hashing))
         return sorted(bad)
+
+    def _check_span(self, dataset: h5py.Dataset, blocks: list[int], hashing: Hashing) -> int:
+        """Read several blocks, from the first to the last, in one call and have them hashed; return their rows."""
+        if len(blocks) < 2:
+            return sum(len(self._read_block(dataset, block, hashing)) for block in blocks)
+        start, stop = self._bounds(dataset, blocks[0])[0], self._bounds(dataset, blocks[-1])[1]
+        try:
+            rows = dataset[start:stop]
+        except (OSError, RuntimeError):  # one of them; find out which
+            return sum(self._check_span(dataset, [block], hashing) for block in blocks)
+        for block in blocks:
+            first, last = self._bounds(dataset, block)
+            hashing.add(block, rows[first - start : last - start])
+        return stop - start
 
     def blocks_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the block of each of these positions."""
@@ -194,7 +211,7 @@ class CheckedReader:
         rows = hashing.scratch((stop - start, *dataset.shape[1:]), dataset.dtype) if out is None else out
         try:
             dataset.read_direct(rows, np.s_[start:stop])
-            hashing.add(block, rows, reuse=out is None)
+            hashing.add(block, rows, rows if out is None else None)
         except (OSError, RuntimeError):  # HDF5's own checksum
             hashing.on_bad(block)
         return rows

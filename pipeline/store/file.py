@@ -101,7 +101,7 @@ class FeatureCache:
         """Class names; a label is a position among them."""
         return tuple(self.meta["classes"])
 
-    @property
+    @cached_property
     def features(self) -> h5py.Dataset:
         """The features as they lie in the file; what is read through this is not checked."""
         return self._file["features"]

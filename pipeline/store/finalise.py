@@ -13,7 +13,7 @@ import numpy as np
 
 from .blocks import Digester
 from .disk import DiskFile
-from .layout import CHUNK_BYTES, block_rows, chunk_rows
+from .layout import CHUNK_BYTES, block_rows, chunk_rows, span_blocks
 from .meta import seal
 
 
@@ -128,13 +128,15 @@ def _write_column(hdf5, name: str, column: Column, size: int, sink: Sink, writte
     if rows:  # HDF5 has no chunks, so no checksums, for a dataset of no rows
         options = {"chunks": _chunks(column, size), "fletcher32": True}
     dataset = hdf5.create_dataset(name, column.shape, column.dtype, **options)
-    for start in range(0, rows, size):
-        block = column.rows(start, min(start + size, rows))
-        dataset[start : start + len(block)] = block
-        digester.update(block)
+    span = size * span_blocks(size, _row_bytes(column))
+    for start in range(0, rows, span):
+        part = column.rows(start, min(start + span, rows))
+        dataset[start : start + len(part)] = part
+        for first in range(0, len(part), size):
+            digester.update(part[first : first + size])
         sink.check()
         if name == "features":
-            written(len(block))
+            written(len(part))
     return digester
 
 

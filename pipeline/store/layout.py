@@ -14,7 +14,9 @@ DATASETS = (*ROW_DATASETS, *SKIPPED_DATASETS)
 """Everything but `meta`, a scalar of JSON text that describes the rest."""
 
 CHUNK_BYTES = 512 * 1024
-BLOCKS_AT_MOST = 1024
+BLOCKS = 256
+BLOCK_BYTES = 32 * 1024 * 1024
+SPAN_BYTES = 1024 * 1024
 
 
 def chunk_rows(row_bytes: int) -> int:
@@ -23,12 +25,19 @@ def chunk_rows(row_bytes: int) -> int:
 
 
 def block_rows(rows: int, row_bytes: int) -> int:
-    """Return the rows that share one digest: whole chunks, at most `BLOCKS_AT_MOST` blocks a file.
+    """Return the rows that share one digest: whole chunks, about `BLOCKS` blocks a file.
 
-    Damage costs the rows of one block, so blocks are as small as keeps their list short.
+    Damage costs the rows of one block, so they should be small; each costs a call when the file is read, so
+    they should be few; and several are in memory at once, so none is larger than `BLOCK_BYTES`.
     """
     chunk = chunk_rows(row_bytes)
-    return chunk * max(1, -(-rows // (chunk * BLOCKS_AT_MOST)))
+    most = max(1, BLOCK_BYTES // (chunk * max(row_bytes, 1)))
+    return chunk * min(most, max(1, -(-rows // (chunk * BLOCKS))))
+
+
+def span_blocks(rows_per_block: int, row_bytes: int) -> int:
+    """Return how many blocks to read or write in one call, so that small ones do not cost a call each."""
+    return max(1, SPAN_BYTES // max(1, rows_per_block * row_bytes))
 
 
 def problem_of_type(name: str, shape: tuple[int, ...], dtype: np.dtype) -> str | None:

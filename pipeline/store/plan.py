@@ -79,7 +79,7 @@ class BlockPlan:
         try:
             record = Record(path)
             usable = record.header["spec_sha256"] == spec.sha256
-            return cls(spec, as_keys(np.array(record.array("digests"))), record.header["size"]) if usable else None
+            return cls(spec, as_keys(record.load("digests")), record.header["size"]) if usable else None
         except (BrokenRecordError, KeyError):
             return None
 

@@ -68,17 +68,22 @@ class Record:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenRecordError(str(error)) from error
 
-    @property
-    def names(self) -> set[str]:
-        """The arrays' names."""
-        return set(self._places)
+    def described(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """Return the type and the shape of an array, or raise `BrokenRecordError` if there is none."""
+        if name not in self._places:
+            raise BrokenRecordError(f"it has no {name!r}")
+        dtype, shape, _ = self._places[name]
+        return np.dtype(dtype), shape
 
-    def array(self, name: str) -> np.ndarray:
-        """Map an array from the file. Copy what is to be kept: the mapping lasts as long as the array."""
-        dtype, shape, offset = self._places[name]
-        if not prod(shape):
-            return np.empty(shape, dtype)
-        return np.memmap(self.path, dtype, "r", offset, shape)
+    def load(self, name: str) -> np.ndarray:
+        """Read an array into memory."""
+        (dtype, shape), offset = self.described(name), self._places[name][2]
+        return np.fromfile(self.path, dtype, prod(shape), offset=offset).reshape(shape)
+
+    def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return some rows of an array. Nothing stays mapped, or memory would fill with shards."""
+        (dtype, shape), offset = self.described(name), self._places[name][2]
+        return np.array(np.memmap(self.path, dtype, "r", offset, shape)[rows])
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -127,14 +127,15 @@ class Shard:
     def __init__(self, path: Path, spec: Spec):
         self._record = Record(path)
         header = self._record.header
-        if header.get("spec_sha256") != spec.sha256 or self._record.names != {"digests", "rows"}:
+        if header.get("spec_sha256") != spec.sha256:
             raise BrokenRecordError("it belongs to another spec")
         self.plan_id: str = header["plan_id"]
         self.block: int = header["block"]
         self.failed: dict[str, str] = header["failed"]
         self.passing: list[str] = header["passing"]
-        self.keys = as_keys(np.array(self._record.array("digests")))
-        self.kind = RowKind.of(self._record.array("rows"))
+        self.keys = as_keys(self._record.load("digests"))
+        dtype, shape = self._record.described("rows")
+        self.kind = RowKind(shape[1:], dtype)
 
     @staticmethod
     def write(disk: Disk, path: Path, header: dict, keys: np.ndarray, rows: np.ndarray) -> None:
@@ -151,7 +152,7 @@ class Shard:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """See `RowSource`."""
-        return np.array(self._record.array("rows")[rows])
+        return self._record.rows("rows", rows)
 
     def close(self) -> None:
-        """Nothing is open: rows are mapped for as long as they are copied, or memory would fill with them."""
+        """Nothing is open."""

@@ -196,6 +196,7 @@ class CacheWriter:
         number = self._numbers[block]
         positions, failures = self._pending[number], failures or {}
         failed = np.isin(positions, list(failures))
+        rows = rows if len(rows) else np.empty((0, 0), np.float32)
         self._check(block, rows, positions[~failed])
         keys = self._ledger.keys[self._ledger.image[positions]]
         header = {
