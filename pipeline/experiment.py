@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbones import DEFAULT, POOLED, Backbone, resolve
+from .comparison import compared
 from .data import DEFAULT_DATA, Limits, load_dataset
 from .data.reader import DEFAULT_LIMITS
 from .errors import CacheError, DataError, PipelineError
@@ -276,30 +277,38 @@ def _probe(
         return ((head.coef_, head.intercept_) if complete else None), float(cache.meta.get("seconds") or 0)
 
 
-def compare(data: str | None = None, *, runs_dir: str | Path = "runs") -> list[dict[str, Any]]:
+def compare(
+    data: str | None = None, *, baseline: str | None = None, runs_dir: str | Path = "runs"
+) -> list[dict[str, Any]]:
     """Return the metrics of all runs, those of one data set together, the most accurate first.
 
-    Each gets a field ``split``: the one it is sorted by, test where there is one, else val, else train.
+    Each gets a field ``split``: the one it is sorted by, test where there is one, else val, else train; and
+    ``versus_best`` and, if there is a baseline for its data set, ``versus_baseline``: paired tests on the images of
+    that split which both predicted, see `pipeline.comparison.compared`.
 
     Parameters
     ----------
     data : str, optional
         Only runs of this data set: its name, or what was given as ``--data``.
+    baseline : str, optional
+        Name or folder of the run that all others of its data set are compared with.
 
     Raises
     ------
     PipelineError
-        If there is no run.
+        If there is no run, or no such baseline among them.
     """
-    found = []
+    found = {}
     for run in list_runs(Path(runs_dir)):
         dataset = run.config().get("dataset", {})
         if data is None or data in (dataset.get("name"), dataset.get("data"), dataset.get("root")):
-            found.append(run.metrics)
+            found[run.name] = run
     if not found:
         what = f" of {data!r}" if data else ""
         raise PipelineError(f"No runs{what} in {str(runs_dir)!r}: run `pipeline train-head` or `finetune` first.")
-    return ranked(found)
+    runs = ranked({**run.metrics, "name": name} for name, run in found.items())
+    rows = {run["name"]: found[run["name"]].predictions(run["split"]) for run in runs}
+    return compared(runs, rows, Run.open(baseline, Path(runs_dir)).name if baseline else None)
 
 
 def ranked(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

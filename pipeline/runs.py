@@ -67,10 +67,19 @@ class Run:
         """Read `config.toml`: what made the run."""
         return _read(self.path / "config.toml", tomllib.loads)
 
-    def predictions(self) -> list[dict[str, str]]:
-        """Read `predictions.csv`, a row an evaluated image."""
-        with (self.path / "predictions.csv").open(newline="", errors="surrogateescape") as file:
-            return list(csv.DictReader(file))
+    def predictions(self, split: str | None = None) -> list[dict[str, str]]:
+        """Read `predictions.csv`, a row an evaluated image: of one split, or of all.
+
+        Raises
+        ------
+        RunError
+            If there is no such file.
+        """
+        try:
+            with (self.path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                return [row for row in csv.DictReader(file) if split in (None, row["split"])]
+        except (OSError, KeyError, csv.Error) as error:
+            raise RunError(f"Cannot read the predictions of {str(self.path)!r}: {error}.") from error
 
 
 def list_runs(runs_dir: Path) -> list[Run]:

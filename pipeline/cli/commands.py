@@ -14,6 +14,7 @@ from .printing import (
     print_notes,
     print_runs,
     print_table,
+    print_verdicts,
     progress_bars,
     readable_age,
     readable_size,
@@ -97,7 +98,9 @@ def finetune(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     from ..experiment import compare
 
-    print_runs(compare(options.data, runs_dir=options.runs_dir), options)
+    runs = compare(options.data, baseline=options.baseline, runs_dir=options.runs_dir)
+    print_runs(runs, options)
+    print_verdicts(runs, options)
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare = _command(verbs, "compare", commands.compare, "one table of all runs")
     compare.add_argument("--data", help="only runs of this data set")
+    compare.add_argument("--baseline", metavar="RUN", help="compare all others with this run, not only with the best")
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
 
     predict = _command(verbs, "predict", commands.predict, "classify images with a run")

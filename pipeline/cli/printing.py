@@ -51,6 +51,14 @@ def print_runs(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     )
 
 
+def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Say below the table which differences are more than chance."""
+    found = [run[field]["sentence"] for field in ("versus_best", "versus_baseline") for run in runs if run.get(field)]
+    for sentence in () if options.json else dict.fromkeys(found):
+        print(f"\n{_printable(sentence)}", end="")
+    print("" if options.json or not found else "\n", end="")
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     cells = [list(map(_printable, row)) for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]

@@ -1,0 +1,247 @@
+"""Is one classifier better than another? Paired tests on the very images that both predicted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .errors import RunError
+from .evaluation import Z95
+
+Z_POWER = 0.8416212335729143  # the normal distribution's 80 % point
+SIGNIFICANT = 0.05
+REPEATS = 10_000
+
+Rows = Iterable[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two classifiers on the same images.
+
+    Attributes
+    ----------
+    n : int
+        Images that both predicted.
+    gained, lost : int
+        Images that only the first, and only the second, got right.
+    unmatched : int
+        Images that only one of them predicted, or under another label.
+    """
+
+    n: int
+    gained: int
+    lost: int
+    unmatched: int = 0
+
+    @property
+    def difference(self) -> float:
+        """The first one's accuracy less the second one's."""
+        return (self.gained - self.lost) / self.n
+
+    @cached_property
+    def p_value(self) -> float:
+        """How probable so uneven a split of the images that one alone got right is, were both equally good."""
+        return mcnemar(self.gained, self.lost)
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference; see `paired_interval`."""
+        return paired_interval(self.n, self.gained, self.lost)
+
+    @property
+    def needed(self) -> int | None:
+        """Images that would be needed to tell such a difference apart; None where there is none."""
+        return images_needed(self.n, self.gained, self.lost)
+
+
+def pair(first: Rows, second: Rows) -> Paired | None:
+    """Match rows of two `predictions.csv` by file name; None where they share no image.
+
+    Parameters
+    ----------
+    first, second : iterable of mappings
+        With ``filename``, ``label`` and ``prediction``; of one split each.
+    """
+    ours, theirs = ({row["filename"]: (row["label"], row["prediction"]) for row in rows} for rows in (first, second))
+    shared = [name for name in ours if name in theirs and ours[name][0] == theirs[name][0]]
+    if not shared:
+        return None
+    right = np.array([[own[name][0] == own[name][1] for own in (ours, theirs)] for name in shared])
+    gained, lost = int((right[:, 0] & ~right[:, 1]).sum()), int((right[:, 1] & ~right[:, 0]).sum())
+    return Paired(len(shared), gained, lost, len(ours.keys() | theirs.keys()) - len(shared))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Return the exact two-sided p value of McNemar's test, from the images that only one of two got right.
+
+    Source: Q. McNemar, Psychometrika 1947; exact as a binomial test of `gained` in ``gained + lost`` at 1/2.
+    """
+    n, term, total = gained + lost, 1, 0
+    for k in range(min(gained, lost) + 1):
+        total += term
+        term = term * (n - k) // (k + 1)
+    return min(1.0, 2 * total / 2**n) if n < 1000 else min(1.0, _ratio(2 * total, n))
+
+
+def _ratio(numerator: int, power: int) -> float:
+    """Return numerator / 2**power where both overflow a float."""
+    shift = max(0, numerator.bit_length() - 64)
+    return math.ldexp(numerator >> shift, shift - power)
+
+
+def paired_interval(n: int, gained: int, lost: int, *, seed: int = 0, repeats: int = REPEATS) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a difference of accuracies on the same n images.
+
+    Images are drawn again, with repeats. Half an image is added to each of the four outcomes first (both right,
+    both wrong, one of them): two classifiers that never differed on few images are not known to be equal.
+
+    Source of the halves: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions",
+    Statistics in Medicine 2005.
+    """
+    outcomes = np.array([gained + 0.5, lost + 0.5, n - gained - lost + 1]) / (n + 2)
+    drawn = np.random.default_rng(seed).multinomial(n, outcomes, size=repeats)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, (0.025, 0.975)).tolist()
+    return low, high
+
+
+def images_needed(n: int, gained: int, lost: int) -> int | None:
+    """Return how many images McNemar's test needs to find this difference 4 times in 5; None for no difference.
+
+    Source: R. Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics
+    1987.
+    """
+    difference, differing = abs(gained - lost) / n, (gained + lost) / n
+    if not difference:
+        return None
+    root = Z95 * math.sqrt(differing) + Z_POWER * math.sqrt(differing - difference**2)
+    return math.ceil((root / difference) ** 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected for being several: the chance of any false alarm among them stays as said.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def verdict(paired: Paired, names: tuple[str, str], seconds: tuple[float, float], p_value: float) -> str:
+    """Say in one sentence what is known.
+
+    Parameters
+    ----------
+    paired : Paired
+    names : tuple of str
+        Of the two classifiers.
+    seconds : tuple of float
+        That each took.
+    p_value : float
+        Corrected for the number of comparisons.
+    """
+    low, high = paired.interval
+    images = f"{paired.n:,} images"
+    if p_value < SIGNIFICANT:
+        known = f"{'better' if paired.difference > 0 else 'worse'} on {images} (p = {p_value:.2g})"
+    elif paired.needed is None:
+        known = f"not distinguishable on {images}, nor different on them"
+    else:
+        enough = paired.needed > paired.n
+        more = f"about {_rounded(paired.needed):,} would be needed" if enough else "too many comparisons for so few"
+        known = f"not distinguishable on {images}; {more}"
+    apart = f" ({paired.unmatched:,} images that only one of them has are left out)" if paired.unmatched else ""
+    return (f"{names[0]} vs {names[1]}: {100 * paired.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+            f"{_times(*seconds)}: {known}{apart}.")
+
+
+def compared(
+    runs: Sequence[dict[str, Any]], rows: Mapping[str, Rows], baseline: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the metrics of runs, each with what is known of it against the best and a baseline.
+
+    Parameters
+    ----------
+    runs : sequence of dict
+        Metrics with ``split``, those of a data set together, the best first.
+    rows : mapping
+        From a run's name to its rows of `predictions.csv` of that split.
+    baseline : str, optional
+        Name of the run that all others of its data set are compared with.
+
+    Returns
+    -------
+    list of dict
+        With ``versus_best`` and, where there is a baseline, ``versus_baseline``: None for that run itself, else
+        ``run`` and the fields of `as_fields`, or ``run`` and a ``sentence`` where the two share no image.
+        P values are corrected (Holm) for the comparisons with the same run.
+
+    Raises
+    ------
+    RunError
+        If the baseline is not among the runs.
+    """
+    if baseline is not None and baseline not in rows:
+        raise RunError(f"The baseline {baseline!r} is not among the compared runs: {', '.join(sorted(rows))}.")
+    best: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        best.setdefault(run["dataset"], run)
+    found = {run["name"]: dict(run) for run in runs}
+    chosen = [("versus_best", run) for run in best.values()]
+    chosen += [("versus_baseline", run) for run in runs if run["name"] == baseline]
+    for field, other in chosen:
+        group = [run for run in runs if run["dataset"] == other["dataset"]]
+        for name, result in _versus(other, group, rows).items():
+            found[name][field] = result
+    return list(found.values())
+
+
+def _versus(other: Mapping[str, Any], group: Sequence[Mapping[str, Any]], rows: Mapping[str, Rows]) -> dict[str, Any]:
+    found: dict[str, Any] = {other["name"]: None}
+    pairs = {run["name"]: pair(rows[run["name"]], rows[other["name"]]) for run in group if run is not other}
+    matched = {name: paired for name, paired in pairs.items() if paired}
+    corrected = dict(zip(matched, holm([paired.p_value for paired in matched.values()]), strict=True))
+    for run in group:
+        name, paired = run["name"], matched.get(run["name"])
+        if paired:
+            seconds = (run["seconds"]["total"], other["seconds"]["total"])
+            sentence = verdict(paired, (name, other["name"]), seconds, corrected[name])
+            found[name] = {"run": other["name"], **as_fields(paired, corrected[name], sentence)}
+        elif run is not other:
+            found[name] = {"run": other["name"], "n": 0,
+                           "sentence": f"{name} vs {other['name']}: no test image in common, so nothing is known."}
+    return found
+
+
+def as_fields(paired: Paired, p_value: float, sentence: str) -> dict[str, Any]:
+    """Return a comparison as plain numbers, fit for JSON."""
+    return {
+        "n": paired.n, "unmatched": paired.unmatched, "gained": paired.gained, "lost": paired.lost,
+        "difference": paired.difference, "difference_ci95": list(paired.interval), "p_value": paired.p_value,
+        "p_value_corrected": p_value, "distinguishable": p_value < SIGNIFICANT, "images_needed": paired.needed,
+        "sentence": sentence,
+    }  # fmt: skip
+
+
+def _times(ours: float, theirs: float) -> str:
+    if min(ours, theirs) <= 0:
+        return ""
+    ratio = ours / theirs
+    if 0.8 < ratio < 1.25:
+        return ", as many seconds"
+    factor = max(ratio, 1 / ratio)
+    return f", {factor:,.{0 if factor >= 10 else 1}f} times {'the seconds' if ratio > 1 else 'as fast'}"
+
+
+def _rounded(count: int) -> int:
+    """Two leading digits: more would claim a precision that the estimate has not."""
+    step = 10 ** max(0, len(str(count)) - 2)
+    return round(count / step) * step
