@@ -79,10 +79,11 @@ def _parts(name: str, module: nn.Module, half: float) -> Iterator[Block]:
         own = {prefix + key: parameter for key, parameter in module.named_parameters()}
         yield Block([name], [module], own)
         return
-    # what an opened module holds itself (a class token, position embeddings) goes with its first part
+    # what an opened module holds itself (a class token, position embeddings) goes with its first part that learns
     loose = {prefix + key: parameter for key, parameter in module.named_parameters(recurse=False)}
     for child, part in children:
         for block in _parts(prefix + child, part, half):
-            block.parameters |= loose
-            loose = {}
+            if block.parameters:
+                block.parameters |= loose
+                loose = {}
             yield block

@@ -46,9 +46,18 @@ def restore(trainer: Trainer, tensors: Tensors, record: dict[str, Any]) -> None:
     trainer.average, trainer.best = groups["average"], groups["best"]
     stepper = trainer.stepper
     stepper.optimizer.load_state_dict({**stepper.optimizer.state_dict(), "state": optimizer})
+    _lay_as_parameters(stepper.optimizer)
     stepper.sums.copy_(tensors["sums"])
     stepper.scaler.load_state_dict(record["scaler"])
     stepper.parts = record["parts"]
     trainer.epoch, trainer.step, trainer.seconds = record["epoch"], record["step"], record["seconds"]
     trainer.history, trainer.best_epoch = record["history"], record["best_epoch"]
     trainer.decoder.failures.update({int(index): reason for index, reason in record["failures"].items()})
+
+
+def _lay_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimiser's tensors their parameters' layout in memory (channels last): fused kernels go by address."""
+    for parameter, state in optimizer.state.items():
+        for name, tensor in state.items():
+            if torch.is_tensor(tensor) and tensor.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)

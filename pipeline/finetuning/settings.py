@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from typing import Any
 
+from ..data.augmentation import AUGMENTATIONS
 from ..errors import PipelineError, UnknownNameError
 from .strategies import STRATEGIES
 
@@ -135,12 +137,10 @@ class FinetuneSettings:
         _known("selection", self.select, SELECTIONS)
         _known("class weight", self.class_weight, CLASS_WEIGHTS)
         _known("precision", self.precision, PRECISIONS)
+        AUGMENTATIONS[self.augmentation]
         for field in fields(self):
             if field.type in ("int", "float"):
-                low, high = LIMITS.get(field.name, (0, float("inf")))
-                value = getattr(self, field.name)
-                if not low <= value <= high:
-                    raise PipelineError(f"{field.name} is {value}; it must be {_between(low, high)}.")
+                _in_range(field.name, getattr(self, field.name), field.type == "int")
         if self.ema == 1:
             raise PipelineError("ema is 1: the average would never move. Use a decay below 1, such as 0.999.")
 
@@ -163,8 +163,13 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
-def _between(low: float, high: float) -> str:
-    return f"{low} or more" if high == float("inf") else f"between {low} and {high}"
+def _in_range(name: str, value: float, whole: bool) -> None:
+    low, high = LIMITS.get(name, (0, inf))
+    if whole and value != int(value):
+        raise PipelineError(f"{name} is {value}; it must be a whole number.")
+    if not low <= value <= high or value == inf:
+        wanted = f"{low} or more" if high == inf else f"between {low} and {high}"
+        raise PipelineError(f"{name} is {value}; it must be {wanted}.")
 
 
 def _known(kind: str, name: str, names: Collection[str]) -> None:
