@@ -6,7 +6,6 @@ the next run goes on with the same blocks to the same file.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,8 +30,6 @@ from .plan import Plan
 from .room import explained, require_room
 from .sources import RowKind, Shard
 from .spec import FORMAT_VERSION, Spec
-
-_LIBRARIES = ("numpy", "h5py", "PIL", "torch", "torchvision", "timm")
 
 
 class CacheWriter:
@@ -299,7 +296,6 @@ class CacheWriter:
             "failed": self._ledger.remembered(),
             "root": overlay.root,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {name: sys.modules[name].__version__ for name in _LIBRARIES if name in sys.modules},
         }
 
 
