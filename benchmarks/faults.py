@@ -60,7 +60,9 @@ class Victim:
 
     def run(self) -> dict:
         """Extract undisturbed; return what the command reports."""
-        done = subprocess.run(self.command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True)
+        done = subprocess.run(self.command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"An undisturbed extraction failed:\n{done.stderr}")
         return json.loads(done.stdout)
 
     def kill(self, moment: str, delay: float) -> bool:
