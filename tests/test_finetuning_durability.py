@@ -74,7 +74,7 @@ def equal(one, other) -> bool:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])  # of nine
-def test_a_training_that_dies_at_any_step_resumes_to_the_same_weights(steps, tmp_path, dataset, backbone, uninterrupted):
+def test_training_that_dies_at_a_step_resumes_to_the_same_weights(steps, tmp_path, dataset, backbone, uninterrupted):
     with pytest.raises(Killed):
         train(dataset, backbone, SETTINGS, run_folder=tmp_path, progress=bar_that(steps, kill))
     resumed = train(dataset, backbone, SETTINGS, run_folder=tmp_path, resume=True)
@@ -116,8 +116,9 @@ def test_after_sigkill_another_process_resumes_to_the_same_weights(tmp_path, bac
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(number, tmp_path, dataset, backbone, uninterrupted):
     settings = replace(SETTINGS, checkpoint_minutes=60)
     before = signal.getsignal(number)
+    interrupting = bar_that(5, lambda: os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt, match="after epoch 1, step 2; continue with --resume"):
-        train(dataset, backbone, settings, run_folder=tmp_path, progress=bar_that(5, lambda: os.kill(os.getpid(), number)))
+        train(dataset, backbone, settings, run_folder=tmp_path, progress=interrupting)
     assert signal.getsignal(number) is before
     assert equal(train(dataset, backbone, settings, run_folder=tmp_path, resume=True), uninterrupted)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +13,8 @@ from torch import distributed, nn
 
 from ..errors import PipelineError
 
-PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others before it gives up
+LOOK_EVERY = 50  # steps between questions to all, on accelerators, where each answer is waited for
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,23 @@ class World:
             distributed.all_reduce(values)
         return values
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Tell whether the flag is set in any process."""
-        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag), device=device)))
+    def any(self, flag: bool, device: torch.device, step: int = 0) -> bool:
+        """Tell whether the flag is set in any process; on an accelerator, only asked every so many steps."""
+        if self.size == 1:
+            return flag
+        asked = device.type == "cpu" or step % LOOK_EVERY == 0
+        return asked and bool(self.total(torch.tensor(float(flag), device=device)))
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes the first one's values."""
+        for tensor in tensors if self.size > 1 else ():
+            distributed.broadcast(tensor, 0)
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Return the network with gradients averaged over all processes."""
         if self.size == 1:
             return network
-        places = [device.index or 0] if device.type != "cpu" else None
+        places = None if device.type == "cpu" else [torch.accelerator.current_device_index()]
         # buffers are not copied from rank 0: BatchNorm computes the same on all (frozen, or synchronised)
         return nn.parallel.DistributedDataParallel(network, device_ids=places, broadcast_buffers=False)
 
@@ -61,7 +70,7 @@ class World:
         PipelineError
             On a CPU, where torch cannot.
         """
-        norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+        norms = {type(module) for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
         if self.size == 1 or not norms:
             return network
         if device.type == "cpu":
@@ -69,12 +78,16 @@ class World:
                 "BatchNorm cannot be synchronised between processes on a CPU, so each would see other statistics. "
                 "Pass --freeze-norm, or train in one process."
             )
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if norms <= {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
+            return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        from timm.layers import convert_sync_batchnorm  # timm's norms have an activation inside, which torch's drops
+
+        return convert_sync_batchnorm(network)
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
-    """Join the processes that `torchrun` started, if it did.
+def world(device: torch.device) -> Iterator[World]:
+    """Join the processes that `torchrun` started, if it did; each takes the accelerator of its local rank.
 
     Raises
     ------
@@ -84,11 +97,9 @@ def world(device: str) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield World()
         return
-    backend, accelerator = "gloo", torch.accelerator.current_accelerator()
-    if accelerator is not None and device != "cpu":
-        backend = distributed.get_default_backend_for_device(accelerator)
-        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group(distributed.get_default_backend_for_device(device), timeout=PATIENCE)
     rank = distributed.get_rank()
     try:
         yield World(rank, distributed.get_world_size())

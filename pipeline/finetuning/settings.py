@@ -85,8 +85,8 @@ class FinetuneSettings:
         Memory for decoded images, so that later epochs need not decode them again.
     checkpoint_minutes : float
         A checkpoint is written after every epoch, and within long ones this often.
-    tensorboard : bool
-        Write the history for TensorBoard too.
+    tensorboard : str
+        Folder to write each epoch's figures to for TensorBoard; empty for none.
 
     Raises
     ------
@@ -128,7 +128,7 @@ class FinetuneSettings:
     compile: bool = False
     image_cache_mb: int = 2048
     checkpoint_minutes: float = 5.0
-    tensorboard: bool = False
+    tensorboard: str = ""
 
     def __post_init__(self) -> None:
         STRATEGIES[self.strategy]

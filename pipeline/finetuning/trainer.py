@@ -41,6 +41,8 @@ class Trainer:
     world : World
     log : callable
         Takes a line for the user.
+    track : callable
+        Takes each line of the history.
 
     Attributes
     ----------
@@ -53,9 +55,10 @@ class Trainer:
     """
 
     def __init__(self, model: Classifier, dataset: Dataset, decoder: Decoder, settings: FinetuneSettings,
-                 precision: torch.dtype, world: World, log: Callable[[str], object]):
+                 precision: torch.dtype, world: World, log: Callable[[str], object],
+                 track: Callable[[dict[str, Any]], object] = lambda line: None):
         self.model, self.dataset, self.decoder, self.settings = model, dataset, decoder, settings
-        self.precision, self.world, self.log = precision, world, log
+        self.precision, self.world, self.log, self.track = precision, world, log, track
         self.device = model.head.weight.device
         self.strategy = STRATEGIES[settings.strategy]
         self.train_indices, self.val_indices = labelled(dataset, "train"), labelled(dataset, "val")
@@ -155,6 +158,7 @@ class Trainer:
         line["images_per_second"] = len(self.train_indices) / training if line["epoch"] and training else 0.0
         self.history.append(line)
         self.log(epoch_line(line, self.settings.epochs))
+        self.track(line)
 
     def _keep_best(self, line: dict[str, Any]) -> None:
         # what `interpolate` mixes with the probe must be something else than the probe

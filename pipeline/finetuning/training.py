@@ -20,6 +20,7 @@ from ..data import Dataset
 from ..errors import PipelineError, RunError
 from ..progress import Progress, silent
 from .batches import Decoder
+from .blocks import find_blocks
 from .checkpoints import Checkpoints
 from .distributed import World, world
 from .interrupts import deferred
@@ -29,6 +30,7 @@ from .probing import solve_probe
 from .resuming import record_of, restore, tensors_of
 from .settings import FREE_TO_CHANGE, FinetuneSettings
 from .strategies import STRATEGIES
+from .tracking import tensorboard
 from .trainer import Tensors, Trainer
 
 DEFAULTS = FinetuneSettings()
@@ -82,35 +84,42 @@ def train(
     strategy = STRATEGIES[settings.strategy]
     if strategy.random:
         backbone = replace(backbone, weights=random_weights(backbone.architecture, settings.seed))
-    with world(settings.device) as place, _torch_state(settings):
+    device = choose_device(settings.device)
+    with world(device) as place, _torch_state(settings):
         if not place.main:
             progress, log = silent, lambda line: None
         checkpoints = Checkpoints(run_folder) if run_folder else None
         if checkpoints and not resume and checkpoints.records():
             raise RunError(f"{run_folder} holds an unfinished training. Continue it with --resume, choose another "
                            f"--name, or delete {checkpoints.folder}.")
-        device = choose_device(settings.device)
         decoder = Decoder(dataset, backbone.transform, settings.workers, settings.image_cache_mb)
         try:
-            model = _model(backbone, dataset, device, place)
-            if strategy.probe:
+            model = _model(backbone, dataset, settings, device, place)
+            if strategy.probe and place.main:
                 model.start_head(*(probe or solve_probe(dataset, backbone, str(device), settings.workers, progress)))
+            place.share(model.head.state_dict().values())
             precision = choose_precision(settings.precision, device)
-            trainer = Trainer(model, dataset, decoder, settings, precision, place, log)
-            start = trainer.copied()
             plan = training_plan(dataset, backbone, settings)
-            if checkpoints and resume:
-                _continue(trainer, checkpoints, plan, log)
-            _run(trainer, checkpoints, plan, progress, log)
-            mix = _settle(trainer, start, log)
+            with tensorboard(settings.tensorboard if place.main else "") as track:
+                trainer = Trainer(model, dataset, decoder, settings, precision, place, log, track)
+                start = trainer.copied()
+                if checkpoints and resume:
+                    _continue(trainer, checkpoints, plan, log)
+                _run(trainer, checkpoints, plan, progress, log)
+                mix = _settle(trainer, start, log)
         finally:
             decoder.close()
         return _outcome(trainer, backbone, mix, progress) if place.main else None
 
 
-def _model(backbone: Backbone, dataset: Dataset, device: torch.device, place: World) -> Classifier:
+def _model(
+    backbone: Backbone, dataset: Dataset, settings: FinetuneSettings, device: torch.device, place: World
+) -> Classifier:
     network = backbone.network()
     length = feature_length(network, backbone.transform)
+    names = [block.name for block in find_blocks(network)]
+    if any(STRATEGIES[settings.strategy].factors(names, settings, settings.epochs - 1)) and not settings.freeze_norm:
+        network.network = place.synchronise_norms(network.network, device)
     model = Classifier(network, length, len(dataset.classes), backbone.transform)
     return model.to(memory_format=torch.channels_last).to(device)
 
@@ -173,7 +182,7 @@ def _run(trainer: Trainer, checkpoints: Checkpoints | None, plan: dict[str, Any]
 
     def after_step(images: int) -> None:
         bar.update(images)
-        stopping = trainer.world.any(interrupt.asked, trainer.device)
+        stopping = trainer.world.any(interrupt.asked, trainer.device, trainer.step)
         due = time.monotonic() - written > 60 * settings.checkpoint_minutes
         if not images or stopping or due:
             saved = save()
