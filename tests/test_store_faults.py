@@ -170,6 +170,20 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path):
     assert not CachePlaces(path).shards()
 
 
+def test_too_little_room_for_more_photos_is_said_by_the_plan(tmp_path):
+    class Small(StoppingDisk):
+        def free(self, path):
+            return 1_000_000
+
+    path = place(tmp_path)
+    extract(path, listing(40))
+    before = everything(path)
+    assert extract(path, listing(40), disk=Small(lambda *_: False)).computed == []
+    with pytest.raises(CacheError, match=r"Not enough room in .*: 1.* MB are needed and 1 MB are free"):
+        extract(path, listing(41), disk=Small(lambda *_: False))
+    assert everything(path) == before
+
+
 def test_an_interrupt_while_hdf5_writes_leaves_everything_in_order(tmp_path):
     class Interrupted(StoppingDisk):
         def stop(self):

@@ -83,7 +83,7 @@ class Hashing:
         small = rows.nbytes < _WORTH_A_THREAD
         digest = partial(block_digest, rows) if small else self._pool.submit(block_digest, rows).result
         self._pending.append((block, digest, spare))
-        self._settle(leave=2 * _WORKERS)
+        self._settle(leave=_WORKERS)  # more would fill memory, fewer would leave cores idle
 
     def _settle(self, leave: int) -> None:
         while len(self._pending) > leave:

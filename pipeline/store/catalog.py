@@ -16,7 +16,7 @@ from .file import FeatureCache
 from .layout import DATASETS
 from .lock import hold
 from .meta import StaleCacheError
-from .paths import CachePlaces, owner, split_name
+from .paths import CachePlaces, owner, safe_name, split_name
 from .record import read_header
 from .spec import Spec
 
@@ -134,7 +134,7 @@ def nearest(cache_dir: Path | str, dataset: str, spec: Spec) -> tuple[Path, list
         The latter as `Spec.differences` gives them: (field, theirs, ours). None if there is no complete cache.
     """
     found = []
-    for path in sorted((Path(cache_dir) / dataset).glob("*.h5")):
+    for path in sorted((Path(cache_dir) / safe_name(dataset)).glob("*.h5")):
         if _state(path)[1] == "complete":
             with FeatureCache.open(path) as cache:
                 found.append((path, spec.differences(cache.spec)))

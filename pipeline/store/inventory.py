@@ -47,10 +47,10 @@ class Inventory:
         self._learn_from_files(ledger, siblings, retry_failed)
         shards = self._open_shards()
         kept = BlockPlan.load(self._places.plan, self._spec)
-        others = [shard for shard in shards if kept is None or shard.plan_id != kept.id]
-        for shard in others:  # a plan that was given up: its rows are as good as any
-            ledger.learn(shard, failures=not retry_failed)
-        committed = [shard for shard in shards if shard not in others]
+        committed = [shard for shard in shards if kept and shard.plan_id == kept.id]
+        for shard in shards:
+            if not kept or shard.plan_id != kept.id:  # of a plan that was given up: its rows are as good as any
+                ledger.learn(shard, failures=not retry_failed)
         if kept and self._still_fits(kept, ledger) and not (retry_failed and any(s.failed for s in committed)):
             self._resume(kept, ledger, committed)
             return kept, True

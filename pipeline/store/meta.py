@@ -23,6 +23,7 @@ _FIELDS = {
     "classes": list,
     "counts": dict,
     "failed": dict,
+    "root": str,
     "rows_per_block": int,
     "sha256": dict,
     "block_sha256": dict,

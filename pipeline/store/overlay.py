@@ -89,7 +89,7 @@ class Overlay:
 
     def displaces(self, cache: FeatureCache) -> bool:
         """Tell whether `cache` describes another folder, still there, and has rows that this listing lacks."""
-        other = cache.meta.get("root") or self.root
+        other = cache.meta["root"] or self.root
         return (
             other != self.root
             and Path(other).exists()
@@ -99,7 +99,7 @@ class Overlay:
     def describes(self, cache: FeatureCache) -> bool:
         """Tell whether `cache` says exactly this already."""
         return (
-            (cache.meta.get("root"), cache.classes) == (self.root, self.classes)
+            (cache.meta["root"], cache.classes) == (self.root, self.classes)
             and np.array_equal(cache.digests, self.digests)
             and np.array_equal(cache.labels, self.labels)
             and cache.splits.tolist() == self.splits.tolist()

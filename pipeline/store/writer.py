@@ -122,6 +122,11 @@ class CacheWriter:
             Content digest of each listed image; repeats are computed once.
         retry_failed : bool
             Try images again that failed before under the same spec, as is sensible after a limit was raised.
+
+        Raises
+        ------
+        CacheError
+            If the disk has too little room for what is to be written.
         """
         ledger = self._ledger = Ledger(digests)
         with explained(self.path, self._room_needed):
@@ -133,6 +138,8 @@ class CacheWriter:
             if self._pending and not resumed:
                 self._disk.make_folder(self._places.partial)
                 plan.save(self._disk, self._places.plan)
+            if self._pending and ledger.kind:
+                self.require_room(ledger.kind.bytes)
         self._plan_id, self._numbers = plan.id, list(self._pending)
         return self._summary()
 
@@ -152,7 +159,8 @@ class CacheWriter:
     def require_room(self, row_bytes: int) -> None:
         """Raise `CacheError` if the disk has too little room for a run whose rows have this size.
 
-        To be called before computing; otherwise the first `commit` does it.
+        `plan` does it where rows of the cache are known already; otherwise the first `commit` does, unless this
+        is called before.
         """
         require_room(self._disk, self.path.parent, self._room_needed(row_bytes))
 
