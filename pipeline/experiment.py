@@ -17,10 +17,11 @@ from .data import DEFAULT_DATA, Limits, load_dataset
 from .data.reader import DEFAULT_LIMITS
 from .errors import CacheError, DataError, PipelineError
 from .extraction import Extraction, extract_features
+from .fitting import Sweep, fit_head
 from .lookup import find_cache
 from .progress import Progress, silent
 from .runs import Run, file_safe, list_runs, writing
-from .scoring import SPLITS, fit_head, save_finetuned, save_head_run
+from .scoring import SPLITS, save_finetuned, save_head_run
 from .store import FeatureCache
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def train_head(
     features: str | Path | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None,
+    repeats: int = 1,
     name: str | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
@@ -128,6 +131,8 @@ def train_head(
     settings : mapping, optional
         The head's own settings; see `pipeline.heads.make_head`.
     seed : int
+    sweep, repeats
+        See `pipeline.fitting.fit_head`. A killed sweep goes on where it stopped.
     name : str, optional
         Of the run; by default from data set, backbone and head.
 
@@ -141,8 +146,18 @@ def train_head(
         If there is no cache for this, or the images changed since.
     """
     with opened(features, data, backbone, cache_dir, progress) as cache:
-        fitted = fit_head(cache, head, settings or {}, seed)
-        return save_head_run(cache, fitted, Path(runs_dir), name)
+        return _train(cache, head, settings or {}, seed, sweep, repeats, Path(runs_dir), name, progress=progress)
+
+
+def _train(
+    cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
+    runs_dir: Path, name: str | None = None, jobs: int = -1, progress: Progress = silent,
+) -> Run:  # fmt: skip
+    folder = runs_dir / ".sweeps" if sweep else None
+    fitted = fit_head(
+        cache, head, settings, seed, sweep=sweep, repeats=repeats, folder=folder, jobs=jobs, progress=progress
+    )
+    return save_head_run(cache, fitted, runs_dir, name)
 
 
 def train_heads(
@@ -153,38 +168,47 @@ def train_heads(
     features: str | Path | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None,
+    repeats: int = 1,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
 ) -> list[Run]:
-    """Train several heads at once, one a core; see `train_head`. Each takes those of the settings that it has."""
+    """Train several heads, one a core; see `train_head`. Each takes those of the settings that it has.
+
+    Sweeps go one after the other, each on all cores.
+    """
     from joblib import Parallel, delayed
 
     from .heads import HEADS
 
-    with opened(features, data, backbone, cache_dir, progress) as cache:
-        path = cache.path
     wanted = settings or {}
     for key in wanted:
         if not any(key in HEADS[name].settings for name in heads):
             raise PipelineError(f"None of the heads has a setting {key!r}.")
     jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
+    place = Path(runs_dir)
+    with opened(features, data, backbone, cache_dir, progress) as cache:
+        if sweep:
+            return [_train(cache, name, own, seed, sweep, repeats, place, progress=progress) for name, own in jobs]
+        path = cache.path
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
-        results = Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_one)(path, name, chosen, seed, Path(runs_dir)) for name, chosen in jobs
-        )
-        for run in results:
+        for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
+            delayed(_train_in_process)(path, name, own, seed, repeats, place) for name, own in jobs
+        ):
             runs.append(run)
             bar.update(1)
     return runs
 
 
-def _train_one(path: Path, name: str, settings: Mapping[str, Any], seed: int, runs_dir: Path) -> Run:
+def _train_in_process(
+    path: Path, name: str, settings: Mapping[str, Any], seed: int, repeats: int, runs_dir: Path
+) -> Run:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), FeatureCache.open(path) as cache:
-        return save_head_run(cache, fit_head(cache, name, settings, seed), runs_dir)
+        return _train(cache, name, settings, seed, None, repeats, runs_dir, jobs=1)
 
 
 @contextmanager
@@ -309,6 +333,53 @@ def compare(
     runs = ranked({**run.metrics, "name": name} for name, run in found.items())
     rows = {run["name"]: found[run["name"]].predictions(run["split"]) for run in runs}
     return compared(runs, rows, Run.open(baseline, Path(runs_dir)).name if baseline else None)
+
+
+def audit(
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    features: str | Path | None = None,
+    runs: Sequence[str] | None = None,
+    threshold: float | None = None,
+    sheets: str | Path | None = None,
+    seed: int = 0,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Look for what makes scores of a data set untrustworthy, on cached features alone.
+
+    Parameters
+    ----------
+    data, backbone, features
+        Which cache, as for `train_head`.
+    runs : sequence of str, optional
+        Names of runs to score again without the leaked images; all runs of this data set by default.
+    threshold : float, optional
+        Cosine from which two images count as nearly the same; see `pipeline.audit`.
+    sheets : path-like, optional
+        Folder for the contact sheets; ``<runs_dir>/audit-<data set>`` by default.
+
+    Returns
+    -------
+    dict
+        Plain values: those of `pipeline.audit.Audit.to_dict`, ``runs`` (see `pipeline.audit.Rescored`), ``sheets``.
+    """
+    from .audit import NEAR, audit_cache, rescore, write_sheets
+
+    with opened(features, data, backbone, cache_dir, progress) as cache:
+        found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed)
+        folder = Path(sheets) if sheets else Path(runs_dir) / f"audit-{found.dataset}"
+        chosen = list_runs(Path(runs_dir)) if runs is None else [Run.open(name, Path(runs_dir)) for name in runs]
+        if runs is None:
+            chosen = [run for run in chosen if run.metrics["dataset"] == found.dataset
+                      and tuple(run.metrics["classes"]) == cache.classes]
+        return {
+            **found.to_dict(),
+            "runs": [scored.to_dict() for scored in rescore(cache, found, chosen)],
+            "sheets": [str(path) for path in write_sheets(found, cache, folder)],
+        }
 
 
 def ranked(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

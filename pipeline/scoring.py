@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,58 +13,16 @@ import numpy as np
 from .backbones import NETWORK_FILE, description
 from .classifier import ImageClassifier, linear_head
 from .data import Dataset
-from .errors import CacheError
 from .evaluation import evaluate
+from .fitting import FittedHead
 from .runs import Run, file_safe, prediction_rows, write_run, writing
 from .store import FeatureCache
 
 if TYPE_CHECKING:
     from .finetuning import Finetuned, FinetuneSettings
-    from .heads import Head
 
 SPLITS = ("train", "val", "test")
 STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
-
-
-@dataclass(frozen=True)
-class FittedHead:
-    """A trained head, and what its training took.
-
-    Attributes
-    ----------
-    name : str
-        As in `HEADS`.
-    head : Head
-    settings : dict
-        Those that differ from the defaults.
-    seconds : float
-    """
-
-    name: str
-    head: Head
-    settings: dict[str, Any]
-    seconds: float
-
-
-def fit_head(cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int = 0) -> FittedHead:
-    """Train a head on a cache's train split; one that is trained by epochs sees val too, to keep the best of them.
-
-    Raises
-    ------
-    CacheError
-        If there is nothing to train on.
-    """
-    from .heads import HEADS, make_head
-
-    head = make_head(name, seed=seed, **settings)
-    X, y = cache.split("train", view=0)
-    if len(np.unique(y)) < 2:
-        raise CacheError(f"{cache.path} has {len(y)} labelled training images, of {len(np.unique(y))} classes: "
-                         "a classifier needs two classes at least.")
-    X_val, y_val = cache.split("val", view=0) if HEADS[name].needs_torch else (X[:0], y[:0])
-    begin = time.perf_counter()
-    head.fit(X, y, *((X_val, y_val) if len(y_val) else ()))
-    return FittedHead(name, head, {**settings, "seed": seed}, time.perf_counter() - begin)
 
 
 def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name: str | None = None) -> Run:
@@ -90,11 +47,21 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "trainable_parameters": sum(
             value.size for value in learned.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
         ),
-        "selection": getattr(fitted.head, "selection_", "last"),
+        "selection": fitted.selection,
         "spec_sha256": cache.spec.sha256,
+        **({"repeats": fitted.repeats} if fitted.repeats else {}),
     }
     origin = {"name": cache.meta["dataset"], "root": cache.meta["root"], **cache.meta.get("origin", {})}
     metadata = {"class_names": list(cache.classes), "spec_sha256": cache.spec.sha256}
+
+    def save(folder: Path) -> None:
+        save_head(fitted.head, folder, metadata)
+        if fitted.candidates:
+            with (folder / "sweep.csv").open("w", newline="") as file:
+                table = csv.DictWriter(file, list(fitted.candidates[0]))
+                table.writeheader()
+                table.writerows(fitted.candidates)
+
     with writing(path):
         return write_run(
             path,
@@ -105,7 +72,7 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
                 "head": {"name": fitted.name, "settings": fitted.settings},
             },
             predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),
-            save_weights=lambda folder: save_head(fitted.head, folder, metadata),
+            save_weights=save,
         )
 
 

@@ -414,3 +414,23 @@ def test_python_use_as_the_readme_shows(tiles, warm):
     assert head.predict_proba(X).shape == (len(y), 2)
     run = pipeline.train_head("ridge", str(tiles))
     assert pipeline.ImageClassifier.load(run).predict([tiles / "val" / "china" / "00.png"])[0].label == "china"
+
+
+def test_a_sweep_chooses_on_train_alone_and_tells_what_it_tried(tiles, warm):
+    run = warm.json("train-head", "--data", tiles, "--head", "logistic", "--grid", "C=0.001,1", "--folds", 3)["runs"][0]
+    assert run["selection"] == "cv"
+    with Path("runs", run["name"], "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["C"] for row in rows] == ["0.001", "1"]
+    assert [row["chosen"] for row in rows].count("True") == 1
+    assert warm.json("train-head", "--data", tiles, "--head", "knn", "--sweep", "--select-on", "val")["runs"][0][
+        "selection"] == "val"
+    assert "cv" in warm.error("train-head", "--data", tiles, "--sweep", "--select-on", "test")
+    assert "NAME=VALUE" in warm.error("train-head", "--data", tiles, "--grid", "C")
+    assert "Did you mean" in warm.error("train-head", "--data", tiles, "--grid", "scalin=none")
+
+
+def test_repeats_tell_the_spread_over_seeds(tiles, warm):
+    run = warm.json("train-head", "--data", tiles, "--head", "linear", "--epochs", 2, "--repeats", 3)["runs"][0]
+    assert len(run["repeats"]["val"]["accuracies"]) == 3
+    assert run["repeats"]["val"]["mean"] == pytest.approx(np.mean(run["repeats"]["val"]["accuracies"]))

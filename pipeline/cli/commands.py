@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
 from .printing import (
+    print_audit,
     print_json,
     print_notes,
     print_runs,
@@ -59,8 +60,9 @@ def train_head(options: argparse.Namespace) -> None:
 
     settings = _head_settings(options)
     common: dict[str, Any] = {
-        "features": options.features, "seed": options.seed, "settings": settings, "cache_dir": options.cache_dir,
-        "runs_dir": options.runs_dir, "progress": progress_bars(),
+        "features": options.features, "seed": options.seed, "settings": settings, "sweep": _sweep(options),
+        "repeats": options.repeats, "cache_dir": options.cache_dir, "runs_dir": options.runs_dir,
+        "progress": progress_bars(),
     }  # fmt: skip
     names = list(HEADS) if options.head == "all" else options.head.split(",")
     for name in names:
@@ -73,6 +75,10 @@ def train_head(options: argparse.Namespace) -> None:
             raise PipelineError("--name names one run; with several heads each takes its own name.")
         runs = train_heads(names, options.data, backbone, **common)
     print_runs(ranked([run.metrics for run in runs]), options)
+    for run in () if options.json else runs:
+        for split, spread in run.metrics.get("repeats", {}).items():
+            print(f"{run.metrics['head']}, {split}, {len(spread['accuracies'])} seeds: accuracy {spread['mean']:.4f}, "
+                  f"standard deviation {spread['sd']:.4f}")
     if not options.json and len(runs) == 1:
         print(f"saved {runs[0].path}")
 
@@ -101,6 +107,24 @@ def compare(options: argparse.Namespace) -> None:
     runs = compare(options.data, baseline=options.baseline, runs_dir=options.runs_dir)
     print_runs(runs, options)
     print_verdicts(runs, options)
+
+
+def audit(options: argparse.Namespace) -> None:
+    from ..backbones import DEFAULT
+    from ..experiment import audit
+
+    found = audit(
+        options.data, DEFAULT if options.features else _backbone(options), features=options.features,
+        runs=options.runs, threshold=options.near, sheets=options.sheets, seed=options.seed,
+        cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
+    )  # fmt: skip
+    if options.json:
+        print_json(found)
+    else:
+        print_audit(found)
+    for kind in dict.fromkeys(options.fail_on):
+        if count := len(found[kind.replace("-", "_")]):
+            raise CheckFailedError(f"{count} {kind.replace('-', ' ')} in {found['dataset']!r}.")
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -221,14 +245,26 @@ def _limits(options: argparse.Namespace) -> Any:
     return Limits(**given)
 
 
+def _sweep(options: argparse.Namespace) -> Any:
+    from ..fitting import Sweep
+
+    if not (options.sweep or options.grid):
+        return None
+    grid = {name: [_value(value) for value in values.split(",")] for name, values in map(_pair, options.grid)}
+    return Sweep(grid or None, options.select_on, options.folds, options.metric, options.one_standard_error)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (equals and name and value):
+        raise PipelineError(f"Expected NAME=VALUE, not {text!r}.")
+    return name.replace("-", "_"), value
+
+
 def _head_settings(options: argparse.Namespace) -> dict[str, Any]:
     names = [flag.removeprefix("--").replace("-", "_") for flag in (*HEAD_SETTINGS, "--batch-size")]
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
-    for text in options.set:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise PipelineError(f"--set takes NAME=VALUE, not {text!r}.")
-        settings[name.replace("-", "_")] = _value(value)
+    settings |= {name: _value(value) for name, value in map(_pair, options.set)}
     if "C" in settings:
         settings["C"] = _value(settings["C"])
     return settings

@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(head, splitting=False)
     _add_backbone(head)
     _add_run(head)
+    _add_sweep(head)
     settings = head.add_argument_group("settings of the head (its own defaults apply)")
     for flag, kind in commands.HEAD_SETTINGS.items():
         more = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": "X"}
@@ -77,6 +78,19 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--data", help="only runs of this data set")
     compare.add_argument("--baseline", metavar="RUN", help="compare all others with this run, not only with the best")
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
+
+    audit = _command(verbs, "audit", commands.audit, "look for duplicates, leaks and wrong labels in cached features")
+    audit.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
+    _add_data(audit, splitting=False)
+    _add_backbone(audit)
+    audit.add_argument("--runs", nargs="*", metavar="RUN",
+                       help="runs to score again without the leaked images (default: all of this data set)")
+    audit.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    audit.add_argument("--near", type=float, metavar="X", help="cosine from which two images count as nearly the same")
+    audit.add_argument("--sheets", type=Path, metavar="DIR", help="for the contact sheets (default: runs/audit-DATA)")
+    audit.add_argument("--fail-on", choices=("leaks", "label-errors"), action="append", default=[],
+                       help="exit with 1 if there are any; may be given twice")
+    audit.add_argument("--seed", type=int, default=0)
 
     predict = _command(verbs, "predict", commands.predict, "classify images with a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
@@ -143,6 +157,20 @@ def _add_run(parser: _Parser) -> None:
     parser.add_argument("--name", help="of the run (default: from data set, backbone and head or strategy)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_sweep(parser: _Parser) -> None:
+    group = parser.add_argument_group("choosing settings, and how sure the figures are")
+    group.add_argument("--sweep", action="store_true", help="try a grid of settings; the test split takes no part")
+    group.add_argument("--grid", action="append", default=[], metavar="NAME=V1,V2,…",
+                       help="values to try instead of the head's own (repeatable)")
+    group.add_argument("--select-on", default="cv", metavar="cv|val", help="what chooses (default: cv)")
+    group.add_argument("--folds", type=int, default=5, metavar="N", help="of the cross-validation (default: 5)")
+    group.add_argument("--metric", default="accuracy", metavar="M",
+                       help="accuracy, balanced_accuracy, macro_f1 or log_loss (default: accuracy)")
+    group.add_argument("--one-standard-error", action="store_true",
+                       help="take the simplest candidate within one standard error of the best")
+    group.add_argument("--repeats", type=int, default=1, metavar="N", help="train with N seeds and tell the spread")
 
 
 def _add_finetune_settings(parser: _Parser) -> None:
