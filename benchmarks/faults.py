@@ -114,9 +114,9 @@ def contents(path: Path) -> dict[str, tuple]:
 def play_round(victim: Victim, expected: dict, rows: int, seconds: float, rng: random.Random, tally: Tally) -> None:
     """Kill and resume until the file is there, and compare it with the reference's."""
     committed = 0
-    for _ in range(rng.randint(2, 8)):
-        moment = rng.choices(["start", "shard", "file"], [1, 5, 2])[0]
-        span = {"start": 5.0, "shard": seconds / 4, "file": 0.1}[moment]  # short enough to hit a run several times
+    for _ in range(rng.randint(4, 10)):
+        moment = rng.choices(["start", "shard", "file"], [1, 6, 1])[0]
+        span = {"start": 5.0, "shard": min(2.0, seconds / 4), "file": 0.1}[moment]  # short enough to hit a run several times
         if not victim.kill(moment, rng.uniform(0, span)):
             break
         now = victim.committed()
