@@ -211,6 +211,39 @@ def _train_in_process(
         return _train(cache, name, settings, seed, None, repeats, runs_dir, jobs=1)
 
 
+def learning_curve(
+    heads: Sequence[str] = ("logistic",),
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    features: str | Path | None = None,
+    cache_dir: str | Path = "cache",
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return accuracy against the number of training images, and what twice as many would give.
+
+    Parameters
+    ----------
+    heads : sequence of str
+        Names in `pipeline.heads.HEADS`.
+    data, backbone, features
+        See `train_head`.
+    **options
+        Sizes or shots, repeats, settings, seed: see `pipeline.learning_curve.learning_curve`.
+
+    Returns
+    -------
+    dict
+        `split`, `points` and `forecasts`.
+    """
+    from .learning_curve import as_values
+    from .learning_curve import learning_curve as curve
+
+    with opened(features, data, backbone, cache_dir, progress) as cache:
+        return as_values(*curve(cache, heads, progress=progress, **options))
+
+
 @contextmanager
 def opened(
     features: str | Path | None, data: str, backbone: str | Backbone, cache_dir: str | Path, progress: Progress
@@ -357,16 +390,16 @@ def audit(
     runs : sequence of str, optional
         Names of runs to score again without the leaked images; all runs of this data set by default.
     threshold : float, optional
-        Cosine from which two images count as nearly the same; see `pipeline.audit`.
+        Cosine from which two images count as nearly the same; see `pipeline.auditing`.
     sheets : path-like, optional
         Folder for the contact sheets; ``<runs_dir>/audit-<data set>`` by default.
 
     Returns
     -------
     dict
-        Plain values: those of `pipeline.audit.Audit.to_dict`, ``runs`` (see `pipeline.audit.Rescored`), ``sheets``.
+        Plain values: those of `pipeline.auditing.Audit.to_dict`, ``runs`` (see its `Rescored`), ``sheets``.
     """
-    from .audit import NEAR, audit_cache, rescore, write_sheets
+    from .auditing import NEAR, audit_cache, rescore, write_sheets
 
     with opened(features, data, backbone, cache_dir, progress) as cache:
         found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed)

@@ -434,3 +434,14 @@ def test_repeats_tell_the_spread_over_seeds(tiles, warm):
     run = warm.json("train-head", "--data", tiles, "--head", "linear", "--epochs", 2, "--repeats", 3)["runs"][0]
     assert len(run["repeats"]["val"]["accuracies"]) == 3
     assert run["repeats"]["val"]["mean"] == pytest.approx(np.mean(run["repeats"]["val"]["accuracies"]))
+
+
+def test_few_shot_figures_and_the_learning_curve(tiles, warm):
+    found = warm.json("learning-curve", "--data", tiles, "--head", "ridge,knn", "--sizes", "6,12,24", "--repeats", 2)
+    assert [(each["head"], each["n"]) for each in found["points"]] == [
+        (head, n) for head in ("ridge", "knn") for n in (6, 12, 24)]
+    assert {each["head"] for each in found["forecasts"]} == {"ridge", "knn"}
+    code, out, _ = warm.run("train-head", "--data", tiles, "--head", "ridge", "--shots", "1,2,4", "--repeats", 2)
+    assert code == 0 and "with twice the labels expect" in out
+    assert not Path("runs").exists()
+    assert "invalid" in warm.error("learning-curve", "--data", tiles, "--shots", "a,b")

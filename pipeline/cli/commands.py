@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
 from .printing import (
-    print_audit,
     print_json,
     print_notes,
     print_runs,
@@ -56,17 +55,16 @@ def extract(options: argparse.Namespace) -> None:
 def train_head(options: argparse.Namespace) -> None:
     from ..backbones import DEFAULT
     from ..experiment import ranked, train_head, train_heads
-    from ..heads import HEADS
 
+    if options.shots:
+        return learning_curve(options)
     settings = _head_settings(options)
     common: dict[str, Any] = {
         "features": options.features, "seed": options.seed, "settings": settings, "sweep": _sweep(options),
         "repeats": options.repeats, "cache_dir": options.cache_dir, "runs_dir": options.runs_dir,
         "progress": progress_bars(),
     }  # fmt: skip
-    names = list(HEADS) if options.head == "all" else options.head.split(",")
-    for name in names:
-        HEADS[name]
+    names = _heads(options)
     backbone = DEFAULT if options.features else _backbone(options)
     if len(names) == 1:
         runs = [train_head(names[0], options.data, backbone, name=options.name, **common)]
@@ -81,6 +79,28 @@ def train_head(options: argparse.Namespace) -> None:
                   f"standard deviation {spread['sd']:.4f}")
     if not options.json and len(runs) == 1:
         print(f"saved {runs[0].path}")
+
+
+def learning_curve(options: argparse.Namespace) -> None:
+    from ..backbones import DEFAULT
+    from ..experiment import learning_curve as curve
+
+    found = curve(
+        _heads(options), options.data, DEFAULT if options.features else _backbone(options), features=options.features,
+        sizes=getattr(options, "sizes", None), shots=options.shots, repeats=options.repeats,
+        settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir, progress=progress_bars(),
+    )  # fmt: skip
+    if options.json:
+        print_json(found)
+        return
+    print_table(
+        ("head", "shots", "images", "subsets", f"accuracy on {found['split']}", "sd"),
+        [(each["head"], each["shots"] or "", each["n"], len(each["accuracies"]), f"{each['mean']:.4f}",
+          "" if each["sd"] is None else f"{each['sd']:.4f}") for each in found["points"]],
+    )
+    for each in found["forecasts"]:
+        print(f"{each['head']}: with twice the labels expect {each['twice']:.3f} ({each['low']:.3f} to "
+              f"{each['high']:.3f}); error falls as n^-{each['rate']:.2f} towards {each['floor']:.3f}")
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -107,24 +127,6 @@ def compare(options: argparse.Namespace) -> None:
     runs = compare(options.data, baseline=options.baseline, runs_dir=options.runs_dir)
     print_runs(runs, options)
     print_verdicts(runs, options)
-
-
-def audit(options: argparse.Namespace) -> None:
-    from ..backbones import DEFAULT
-    from ..experiment import audit
-
-    found = audit(
-        options.data, DEFAULT if options.features else _backbone(options), features=options.features,
-        runs=options.runs, threshold=options.near, sheets=options.sheets, seed=options.seed,
-        cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
-    )  # fmt: skip
-    if options.json:
-        print_json(found)
-    else:
-        print_audit(found)
-    for kind in dict.fromkeys(options.fail_on):
-        if count := len(found[kind.replace("-", "_")]):
-            raise CheckFailedError(f"{count} {kind.replace('-', ' ')} in {found['dataset']!r}.")
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -243,6 +245,15 @@ def _limits(options: argparse.Namespace) -> Any:
 
     given = {name: value for name in ("max_bytes", "max_pixels") if (value := getattr(options, name)) is not None}
     return Limits(**given)
+
+
+def _heads(options: argparse.Namespace) -> list[str]:
+    from ..heads import HEADS
+
+    names = list(HEADS) if options.head == "all" else options.head.split(",")
+    for name in names:
+        HEADS[name]  # an unknown one is said before any work
+    return names
 
 
 def _sweep(options: argparse.Namespace) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import PipelineError, UnknownNameError, suggestion
-from . import commands
+from . import commands, looking
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +36,6 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command. Imports nothing heavy: ``--help`` answers at once."""
     from .. import __doc__ as about
-    from ..heads import HEADS
 
     parser = _Parser(prog="pipeline", description=(about or "").split("\n\nExamples")[0],
                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,19 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_limits(extract)
 
     head = _command(verbs, "train-head", commands.train_head, "train a head on cached features")
-    head.add_argument("--head", default="logistic", metavar="NAME",
-                      help=f"{', '.join(HEADS)}; several with commas between, or all (default: logistic)")
-    head.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
-    _add_data(head, splitting=False)
-    _add_backbone(head)
+    _add_head(head)
     _add_run(head)
     _add_sweep(head)
-    settings = head.add_argument_group("settings of the head (its own defaults apply)")
-    for flag, kind in commands.HEAD_SETTINGS.items():
-        more = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": "X"}
-        settings.add_argument(flag, **more)
-    settings.add_argument("-b", "--batch-size", type=int, metavar="X")
-    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting")
+
+    curve = _command(verbs, "learning-curve", commands.learning_curve, "accuracy against the number of training images")
+    _add_head(curve)
+    curve.add_argument("--sizes", type=_numbers, metavar="N1,N2,…", help="training images (default: 5 % to all)")
+    curve.add_argument("--shots", type=_numbers, metavar="K1,K2,…", help="images a class instead, such as 1,2,5,10,25")
+    curve.add_argument("--repeats", type=int, default=3, metavar="N", help="random subsets a size (default: 3)")
+    curve.add_argument("--seed", type=int, default=0)
 
     finetune = _command(verbs, "finetune", commands.finetune, "retrain the whole network, for comparison")
     _add_data(finetune)
@@ -79,19 +75,6 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--baseline", metavar="RUN", help="compare all others with this run, not only with the best")
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
 
-    audit = _command(verbs, "audit", commands.audit, "look for duplicates, leaks and wrong labels in cached features")
-    audit.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
-    _add_data(audit, splitting=False)
-    _add_backbone(audit)
-    audit.add_argument("--runs", nargs="*", metavar="RUN",
-                       help="runs to score again without the leaked images (default: all of this data set)")
-    audit.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
-    audit.add_argument("--near", type=float, metavar="X", help="cosine from which two images count as nearly the same")
-    audit.add_argument("--sheets", type=Path, metavar="DIR", help="for the contact sheets (default: runs/audit-DATA)")
-    audit.add_argument("--fail-on", choices=("leaks", "label-errors"), action="append", default=[],
-                       help="exit with 1 if there are any; may be given twice")
-    audit.add_argument("--seed", type=int, default=0)
-
     predict = _command(verbs, "predict", commands.predict, "classify images with a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
     predict.add_argument("--run", help="name or folder of a run (default: the latest)")
@@ -102,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _command(verbs, "backbones", commands.backbones, "list the backbones")
     _add_cache_commands(verbs)
+    looking.add_commands(verbs)
     return parser
 
 
@@ -110,6 +94,27 @@ def _command(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | No
     parser.set_defaults(command=run, parser=parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _add_head(parser: _Parser) -> None:
+    """Which features, which head, and its settings."""
+    from ..heads import HEADS
+
+    parser.add_argument("--head", default="logistic", metavar="NAME",
+                        help=f"{', '.join(HEADS)}; several with commas between, or all (default: logistic)")
+    parser.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
+    _add_data(parser, splitting=False)
+    _add_backbone(parser)
+    settings = parser.add_argument_group("settings of the head (its own defaults apply)")
+    for flag, kind in commands.HEAD_SETTINGS.items():
+        more = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": "X"}
+        settings.add_argument(flag, **more)
+    settings.add_argument("-b", "--batch-size", type=int, metavar="X")
+    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting")
 
 
 def _add_data(parser: _Parser, splitting: bool = True) -> None:
@@ -171,6 +176,8 @@ def _add_sweep(parser: _Parser) -> None:
     group.add_argument("--one-standard-error", action="store_true",
                        help="take the simplest candidate within one standard error of the best")
     group.add_argument("--repeats", type=int, default=1, metavar="N", help="train with N seeds and tell the spread")
+    group.add_argument("--shots", type=_numbers, metavar="K1,K2,…",
+                       help="few-shot figures with so many images a class, as `learning-curve --shots`")
 
 
 def _add_finetune_settings(parser: _Parser) -> None:
