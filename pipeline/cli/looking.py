@@ -1,0 +1,94 @@
+"""Commands that look at results: audit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckFailedError
+from .commands import _backbone
+from .printing import _printable, print_json, print_notes, print_table, progress_bars
+
+
+def add_commands(verbs: Any) -> None:
+    """Add these commands to the parser's."""
+    _add_audit(verbs)
+
+
+def _add_audit(verbs: Any) -> None:
+    from .parser import _add_backbone, _add_data, _command
+
+    parser = _command(verbs, "audit", audit, "look for duplicates, leaks and wrong labels in cached features")
+    parser.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
+    _add_data(parser, splitting=False)
+    _add_backbone(parser)
+    parser.add_argument("--runs", nargs="*", metavar="RUN",
+                        help="runs to score again without the leaked images (default: all of this data set)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--near", type=float, metavar="X", help="cosine from which two images count as nearly the same")
+    parser.add_argument("--sheets", type=Path, metavar="DIR", help="for the contact sheets (default: runs/audit-DATA)")
+    parser.add_argument("--fail-on", choices=("leaks", "label-errors"), action="append", default=[],
+                        help="exit with 1 if there are any; may be given twice")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def audit(options: argparse.Namespace) -> None:
+    from ..backbones import DEFAULT
+    from ..experiment import audit
+
+    found = audit(
+        options.data, DEFAULT if options.features else _backbone(options), features=options.features,
+        runs=options.runs, threshold=options.near, sheets=options.sheets, seed=options.seed,
+        cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
+    )  # fmt: skip
+    if options.json:
+        print_json(found)
+    else:
+        print_audit(found)
+    for kind in dict.fromkeys(options.fail_on):
+        if count := len(found[kind.replace("-", "_")]):
+            raise CheckFailedError(f"{count} {kind.replace('-', ' ')} in {found['dataset']!r}.")
+
+
+def print_audit(found: dict[str, Any], most: int = 10) -> None:
+    """Say what an audit found, and show the first few of each kind."""
+    groups = found["duplicates"]
+    across, copies = (sum(map(test, groups)) for test in (lambda one: len(one["splits"]) > 1, lambda one: one["exact"]))
+    print(f"{found['dataset']}: {found['images']:,} images, {found['features']:,} features each")
+    _print_finding(f"{len(found['leaks'])} images of val or test are in an earlier split too", found["leaks"], most)
+    _print_finding(
+        f"{len(groups)} groups of same images: {copies} of copies, {len(groups) - copies} of near-duplicates; "
+        f"{across} across splits",
+        [f"{'copies' if one['exact'] else round(one['similarity'], 3)}: {', '.join(one['paths'][:4])}"
+         for one in groups], most,
+    )  # fmt: skip
+    _print_finding(
+        f"{len(found['label_errors'])} labels are probably wrong",
+        [f"{one['path']}: rather {one['likelier']} ({one['likelier_probability']:.2f})"
+         for one in found["label_errors"]], most,
+    )  # fmt: skip
+    _print_finding(f"{len(found['outliers'])} outliers", [one["path"] for one in found["outliers"]], most)
+    print(f"largest class of train: {found['imbalance']:.1f} times the smallest"
+          + (", so look at balanced accuracy" if found["imbalance"] >= 3 else ""))
+    print(f"{found['constant_features']} features are constant, {found['dead_features']} of them always 0")
+    _print_finding(f"{len(found['skipped'])} files gave no image", [": ".join(one) for one in found["skipped"]], most)
+    rows = [
+        (one["run"], one["split"], one["leaked"], f"{one['everything']['accuracy']:.4f}",
+         f"{one['clean']['accuracy']:.4f}" if one["clean"] else "-",
+         "{:.3f}-{:.3f}".format(*one["clean"]["accuracy_ci95"]) if one["clean"] else "-",
+         f"{one['clean']['balanced_accuracy']:.4f}" if one["clean"] else "-") for one in found["runs"]
+    ]  # fmt: skip
+    if rows:
+        print()
+        print_table(("run", "on", "leaked", "accuracy", "without them", "95 % interval", "balanced"), rows)
+    print_notes([*found["notes"], *(f"look at {path}" for path in found["sheets"])])
+
+
+def _print_finding(headline: str, lines: Sequence[str], most: int) -> None:
+    print(headline)
+    for line in lines[:most]:
+        print(f"  {_printable(line)}")
+    if len(lines) > most:
+        print(f"  … and {len(lines) - most} more (--json lists all)")

@@ -1,0 +1,94 @@
+"""Small pictures of images, one by one or many on a page; an image that is gone is a grey square that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .data import UnreadableImageError, decode, read_bytes
+
+SIDE, GAP, LINE = 150, 10, 15
+GREY, INK, PAPER = (215, 215, 215), (30, 30, 30), (255, 255, 255)
+
+
+def thumbnail(path: Path, side: int = SIDE) -> Image.Image:
+    """Return an image at most `side` pixels wide and high; a grey square where there is none."""
+    try:
+        image = decode(read_bytes(path))
+    except UnreadableImageError:
+        return missing(side)
+    image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return image
+
+
+def missing(side: int = SIDE) -> Image.Image:
+    """Return the grey square that stands for an image that cannot be read."""
+    square = Image.new("RGB", (side, side), GREY)
+    if side >= SIDE // 2:
+        ImageDraw.Draw(square).text((side // 2, side // 2), "no image", INK, font_of(12), anchor="mm")
+    return square
+
+
+def jpeg(image: Image.Image, quality: int = 70) -> bytes:
+    """Return an image as a JPEG file."""
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()
+
+
+def contact_sheet(root: Path, captions: Sequence[tuple[str, str]], title: str = "", columns: int = 6) -> Image.Image:
+    """Return a page of images, each with its file's name and a line below.
+
+    Parameters
+    ----------
+    root : Path
+        Where the paths start.
+    captions : sequence of (path, str)
+    title : str
+    columns : int
+        At most.
+    """
+    return grid([(thumbnail(root / path), [Path(path).name, text]) for path, text in captions], title, columns)
+
+
+def grid(cells: Sequence[tuple[Image.Image, Sequence[str]]], title: str = "", columns: int = 6) -> Image.Image:
+    """Return a page of images with the lines that belong below each."""
+    columns = max(1, min(columns, len(cells)))
+    lines = max((len(texts) for _, texts in cells), default=0)
+    side = max((max(image.size) for image, _ in cells), default=SIDE)
+    across, down, head = side + GAP, side + GAP + LINE * lines, 2 * LINE if title else 0
+    page = Image.new("RGB", (GAP + columns * across, GAP + head + -(-len(cells) // columns) * down), PAPER)
+    draw = ImageDraw.Draw(page)
+    if title:
+        draw.text((GAP, GAP), plain(title), INK, font_of(15))
+    for index, (image, texts) in enumerate(cells):
+        left, top = GAP + index % columns * across, GAP + head + index // columns * down
+        page.paste(image, (left + (side - image.width) // 2, top + side - image.height))
+        for number, text in enumerate(texts):
+            draw.text((left, top + side + 2 + LINE * number), _fitting(text, side), INK, font_of(11))
+    return page
+
+
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font."""
+    return ImageFont.load_default(size)
+
+
+def plain(text: str) -> str:
+    """Return text on one line that any font can draw and any encoding hold."""
+    shown = text.encode(errors="backslashreplace").decode()
+    return "".join(character if character.isprintable() else "?" for character in shown)
+
+
+def _fitting(text: str, width: int) -> str:
+    """Return text shortened in the middle until it is no wider than `width` pixels."""
+    shown, font = plain(text)[:200], font_of(11)
+    kept = len(shown)
+    while kept > 4 and font.getlength(shown) > width:
+        kept -= 1
+        text = plain(text)[:200]
+        shown = f"{text[: kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return shown
