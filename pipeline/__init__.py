@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .data import Dataset, load_dataset
     from .errors import PipelineError
     from .evaluation import evaluate
-    from .experiment import compare, extract, finetune, train_head, train_heads
+    from .experiment import audit, compare, extract, finetune, train_head, train_heads
     from .finetuning import FinetuneSettings
     from .heads import LinearHead, make_head
     from .runs import Run
@@ -38,6 +38,7 @@ _HOMES = {
     "PipelineError": "errors",
     "Prediction": "classifier",
     "Run": "runs",
+    "audit": "experiment",
     "compare": "experiment",
     "evaluate": "evaluation",
     "extract": "experiment",
@@ -59,6 +60,7 @@ __all__ = [
     "PipelineError",
     "Prediction",
     "Run",
+    "audit",
     "compare",
     "evaluate",
     "extract",

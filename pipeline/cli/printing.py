@@ -59,48 +59,6 @@ def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> N
     print("" if options.json or not found else "\n", end="")
 
 
-def print_audit(found: dict[str, Any], most: int = 10) -> None:
-    """Say what an audit found, and show the first few of each kind."""
-    groups = found["duplicates"]
-    across, copies = (sum(map(test, groups)) for test in (lambda one: len(one["splits"]) > 1, lambda one: one["exact"]))
-    print(f"{found['dataset']}: {found['images']:,} images, {found['features']:,} features each")
-    _print_finding(f"{len(found['leaks'])} images of val or test are in an earlier split too", found["leaks"], most)
-    _print_finding(
-        f"{len(groups)} groups of same images: {copies} of copies, {len(groups) - copies} of near-duplicates; "
-        f"{across} across splits",
-        [f"{'copies' if one['exact'] else round(one['similarity'], 3)}: {', '.join(one['paths'][:4])}"
-         for one in groups], most,
-    )  # fmt: skip
-    _print_finding(
-        f"{len(found['label_errors'])} labels are probably wrong",
-        [f"{one['path']}: rather {one['likelier']} ({one['likelier_probability']:.2f})"
-         for one in found["label_errors"]], most,
-    )  # fmt: skip
-    _print_finding(f"{len(found['outliers'])} outliers", [one["path"] for one in found["outliers"]], most)
-    print(f"largest class of train: {found['imbalance']:.1f} times the smallest"
-          + (", so look at balanced accuracy" if found["imbalance"] >= 3 else ""))
-    print(f"{found['constant_features']} features are constant, {found['dead_features']} of them always 0")
-    _print_finding(f"{len(found['skipped'])} files gave no image", [": ".join(one) for one in found["skipped"]], most)
-    rows = [
-        (one["run"], one["split"], one["leaked"], f"{one['everything']['accuracy']:.4f}",
-         f"{one['clean']['accuracy']:.4f}" if one["clean"] else "-",
-         "{:.3f}-{:.3f}".format(*one["clean"]["accuracy_ci95"]) if one["clean"] else "-",
-         f"{one['clean']['balanced_accuracy']:.4f}" if one["clean"] else "-") for one in found["runs"]
-    ]  # fmt: skip
-    if rows:
-        print()
-        print_table(("run", "on", "leaked", "accuracy", "without them", "95 % interval", "balanced"), rows)
-    print_notes([*found["notes"], *(f"look at {path}" for path in found["sheets"])])
-
-
-def _print_finding(headline: str, lines: Sequence[str], most: int) -> None:
-    print(headline)
-    for line in lines[:most]:
-        print(f"  {_printable(line)}")
-    if len(lines) > most:
-        print(f"  … and {len(lines) - most} more (--json lists all)")
-
-
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     cells = [list(map(_printable, row)) for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
