@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backbones import Backbone, Embedder, Engine, from_description
+from .backbones import Backbone, Embedder, as_described, from_description, is_prepared
 from .data import Limits, UnreadableImageError, decode, read_bytes
 from .data.reader import DEFAULT_LIMITS
 from .errors import DataError
@@ -61,8 +61,8 @@ class ImageClassifier:
     head : scikit-learn classifier
         Knows class ids 0..K-1.
     classes : sequence of str, length K
-    device, batch_size, workers
-        See `Engine` and `Embedder`.
+    device, engine, batch_size, workers, cache_dir
+        See `make_engine` and `Embedder`.
     limits : Limits
         What one image may cost.
 
@@ -80,20 +80,29 @@ class ImageClassifier:
         classes: Sequence[str],
         *,
         device: str = "auto",
+        engine: str = "auto",
         batch_size: int | None = None,
         workers: int | None = None,
+        cache_dir: str | Path = "cache",
         limits: Limits = DEFAULT_LIMITS,
     ):
         self.backbone = backbone
         self.head = head
         self.classes = tuple(classes)
         self.limits = limits
-        self._running = (device, batch_size, workers)
+        self._running: dict[str, Any] = {
+            "device": device, "engine": engine, "batch_size": batch_size, "workers": workers,
+            "cache_dir": Path(cache_dir),
+        }  # fmt: skip
 
     @cached_property
     def _embedder(self) -> Embedder:
-        device, batch_size, workers = self._running
-        return Embedder(Engine(self.backbone, device), self.backbone.transform, batch_size, workers)
+        return Embedder.of(self.backbone, **self._running)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user on how the backbone runs."""
+        return self._embedder.engine.notes
 
     @classmethod
     def load(cls, run: str | Path | Run, runs_dir: Path = Path("runs"), **running: Any) -> ImageClassifier:
@@ -110,7 +119,10 @@ class ImageClassifier:
 
         opened = run if isinstance(run, Run) else Run.open(run, runs_dir)
         head, metadata = load_head(opened.path)
-        backbone = from_description(opened.config()["backbone"], opened.path)
+        description = opened.config()["backbone"]
+        backbone = as_described(description, opened.path)
+        if not is_prepared(backbone, Path(running.get("cache_dir", "cache"))):
+            backbone = from_description(description, opened.path)
         return cls(backbone, head, metadata["class_names"], **running)
 
     def save(self, folder: Path) -> None:

@@ -33,6 +33,10 @@ class WeightsError(PipelineError):
     """A weights file cannot be read, or holds another network's weights."""
 
 
+class EngineError(PipelineError):
+    """An engine is missing, or cannot run this network; another one can."""
+
+
 class CacheError(PipelineError):
     """A features cache is missing, stale, made for other data, or not ours to read."""
 

@@ -45,6 +45,7 @@ def extract(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
+    engine: str = "auto",
     progress: Progress = silent,
 ) -> Extraction:
     """Stage one: run a frozen backbone over a data set once, and cache its features.
@@ -57,7 +58,7 @@ def extract(
         See `pipeline.backbones.resolve`.
     val_fraction, rehash, limits
         See `pipeline.data.load_dataset`.
-    retry_failed, batch_size, workers, device
+    retry_failed, batch_size, workers, device, engine
         See `pipeline.extraction.extract_features`.
     strict : bool
         Make an image that cannot be read an error. All other rows are kept for the next run.
@@ -85,7 +86,7 @@ def extract(
     )
     done = extract_features(
         dataset, network, cache_dir=Path(cache_dir), batch_size=batch_size, workers=workers, device=device,
-        retry_failed=retry_failed, progress=progress,
+        engine=engine, retry_failed=retry_failed, progress=progress,
         origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
     )  # fmt: skip
     if strict and done.skipped:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .backbones import Backbone, Embedder, Engine, description
+from .backbones import Backbone, Embedder, description
 from .data import Dataset, UnreadableImageError, decode
 from .data.digests import DIGEST_BYTES
 from .errors import CacheError, DataError
 from .progress import Progress, silent
 from .store import CacheWriter, FeatureCache, Plan, cache_path
 
-LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "numpy", "pillow", "h5py")
+LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def extract_features(
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
+    engine: str = "auto",
     retry_failed: bool = False,
     origin: Mapping[str, Any] | None = None,
     progress: Progress = silent,
@@ -79,8 +80,8 @@ def extract_features(
     cache_dir : Path
     batch_size, workers
         See `Embedder`.
-    device : str
-        See `Engine`.
+    device, engine : str
+        See `make_engine`.
     retry_failed : bool
         Try images again that gave none before.
     origin : mapping, optional
@@ -99,11 +100,13 @@ def extract_features(
     earlier = _seconds_so_far(path)
     with CacheWriter.open(path, backbone.spec, progress=progress) as writer:
         plan = writer.plan(dataset.digests, retry_failed=retry_failed)
-        computed, seconds = 0, 0.0
+        computed, seconds, remarks = 0, 0.0, list[str]()
         if plan.blocks:
             # the network is built only now: a run that finds every row there needs none, nor torch
-            embedder = Embedder(Engine(backbone, device), backbone.transform, batch_size, workers)
+            embedder = Embedder.of(backbone, device=device, engine=engine, batch_size=batch_size, workers=workers,
+                                   cache_dir=cache_dir)
             computed, seconds = _compute(writer, plan.blocks, dataset, embedder, progress)
+            remarks += embedder.engine.notes
         # what an interrupted run computed took its time too
         total = earlier + seconds * (1 + plan.resumed / max(computed, 1))
         with writer.finish(
@@ -111,7 +114,7 @@ def extract_features(
             skipped=dataset.skipped, meta=_meta(dataset, backbone, origin), seconds=round(total, 3),
         ) as cache:
             rows, skipped = len(cache), cache.skipped
-        notes = (*dataset.notes, *writer.notes, *_remarks(plan))
+        notes = (*dataset.notes, *writer.notes, *_remarks(plan), *remarks)
     if not rows:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
         raise DataError(f"None of the {len(skipped)} files in {str(dataset.root)!r} is a readable image ({reasons}).")

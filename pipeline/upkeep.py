@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backbones import Embedder, Engine, from_description
+from .backbones import Embedder, from_description
 from .data import decode, read_bytes
 from .data.digests import digest_files, memo_file
 from .errors import CacheError, PipelineError
@@ -90,7 +90,7 @@ def _recompute(
     if not len(rows):
         return
     backbone = from_description(cache.meta["description"], cache.path.parent)
-    embedder = Embedder(Engine(backbone, device), backbone.transform)
+    embedder = Embedder.of(backbone, device=device, engine="torch")
     with progress(total=len(rows), desc="Recomputing", unit="image") as bar:
         found, failures = embedder.embed(
             range(len(rows)), lambda index: decode(read_bytes(root / paths[index])), bar.update

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from pipeline.backbones import Engine, choose_device, resolve
+from pipeline.backbones import TorchEngine, choose_device, resolve
 from pipeline.backbones.bundled import BUNDLED, wheel_file
 from pipeline.backbones.prepare import fold_batchnorm
 from pipeline.backbones.torchvision_models import names, shapes_only, skeleton
@@ -32,7 +32,7 @@ def images() -> list[Image.Image]:
 
 
 def ours(backbone, images, batch: int = 8) -> np.ndarray:
-    engine = Engine(backbone, "cpu")
+    engine = TorchEngine(backbone, "cpu")
     pixels = np.stack([backbone.transform(image) for image in images])
     return np.concatenate([engine(pixels[start : start + batch]) for start in range(0, len(pixels), batch)])
 
@@ -234,8 +234,8 @@ def test_finding_a_bundled_backbone_imports_no_torch():
 
 
 def test_running_the_default_backbone_imports_neither_torchvision_nor_timm():
-    code = ("import sys, numpy; from pipeline.backbones import Engine, resolve;"
-            "Engine(resolve(), 'cpu')(numpy.zeros((1, 224, 224, 3), 'uint8'));"
+    code = ("import sys, numpy; from pipeline.backbones import TorchEngine, resolve;"
+            "TorchEngine(resolve(), 'cpu')(numpy.zeros((1, 224, 224, 3), 'uint8'));"
             "sys.exit(any(name in sys.modules for name in ('torchvision', 'timm')))")
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -336,7 +336,7 @@ def test_every_bundled_backbone_gives_what_its_listing_says():
         except WeightsError as error:
             print(error)
             continue
-        assert Engine(backbone, "cpu").features == listing.features
+        assert TorchEngine(backbone, "cpu").features == listing.features
         assert backbone.transform.crop[0] == listing.pixels
 
 
@@ -345,7 +345,7 @@ def test_frozen_means_frozen(images):
     backbone = resolve()
     network = backbone.network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    engine = Engine(backbone, "cpu")
+    engine = TorchEngine(backbone, "cpu")
     prepared = {name: value.clone() for name, value in engine.network.state_dict().items()}
     assert not any(module.training for module in engine.network.modules())
     assert not any(parameter.requires_grad for parameter in engine.network.parameters())

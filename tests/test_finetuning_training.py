@@ -9,7 +9,7 @@ import pytest
 import torch
 from finetuning_support import SMALL, one_thread, same, small_backbone, small_photos  # noqa: F401
 
-from pipeline.backbones import Engine
+from pipeline.backbones import TorchEngine
 from pipeline.data import decode
 from pipeline.errors import DataError, PipelineError
 from pipeline.evaluation import evaluate
@@ -45,7 +45,7 @@ def changed(before, after) -> set[str]:
 
 
 def features(dataset, backbone, indices) -> np.ndarray:
-    return Engine(backbone, "cpu")(np.stack([SMALL(decode(dataset.read(index))) for index in indices]))
+    return TorchEngine(backbone, "cpu")(np.stack([SMALL(decode(dataset.read(index))) for index in indices]))
 
 
 def accuracy(dataset, result, split: str) -> float:

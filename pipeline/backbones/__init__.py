@@ -1,6 +1,6 @@
 """Frozen pretrained networks: finding them, building them, running them fast.
 
-`resolve` turns a name into a `Backbone`; `Engine` runs one. Importing this room loads no torch.
+`resolve` turns a name into a `Backbone`; an `Engine` runs one. Importing this room loads no torch.
 """
 
 from .backbone import (
@@ -9,25 +9,33 @@ from .backbone import (
     POOLED,
     PRECISIONS,
     Backbone,
+    as_described,
     description,
     from_description,
     listings,
     resolve,
 )
 from .embedding import Embedder
-from .engine import Engine, choose_device
+from .engine import ENGINES, Engine, make_engine
+from .openvino_engine import is_prepared
+from .torch_engine import TorchEngine, choose_device
 
 __all__ = [
     "DEFAULT",
+    "ENGINES",
     "NETWORK_FILE",
     "POOLED",
     "PRECISIONS",
     "Backbone",
     "Embedder",
     "Engine",
+    "TorchEngine",
+    "as_described",
     "choose_device",
     "description",
     "from_description",
+    "is_prepared",
     "listings",
+    "make_engine",
     "resolve",
 ]

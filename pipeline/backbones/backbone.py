@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,28 @@ def description(backbone: Backbone) -> dict[str, Any]:
         "transform": backbone.transform.to_dict(),
         "spec": backbone.spec.fields,
     }
+
+
+def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
+    """Take the backbone of a run at its word; only when its network is to be built is it found and checked.
+
+    For engines that have the network already, kept under this very spec.
+    """
+
+    @cache
+    def found() -> Backbone:
+        return from_description(fields, folder)
+
+    transform = Transform.from_dict(fields["transform"])
+    architecture = Architecture(
+        fields["name"],
+        lambda: found().architecture.skeleton(),
+        lambda tag: transform,
+        lambda tag: found().weights,
+        convert=lambda state: found().architecture.convert(state),
+    )
+    weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
+    return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"])
 
 
 def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:

@@ -7,16 +7,20 @@ Python's lock. With an accelerator the same workers decode and hand it their bat
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ..data import Transform, UnreadableImageError
-from .engine import Engine
+from .backbone import Backbone
+from .engine import Engine, make_engine
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,12 +52,28 @@ class Embedder:
     def __init__(
         self, engine: Engine, transform: Transform, batch_size: int | None = None, workers: int | None = None
     ):
-        on_cpu = engine.device.type == "cpu"
         self.engine = engine
         self.transform = transform
-        self.batch_size = batch_size or (CPU_BATCH if on_cpu else ACCELERATOR_BATCH)
+        self.batch_size = batch_size or (CPU_BATCH if engine.on_cpu else ACCELERATOR_BATCH)
         self.workers = available_cores() if workers is None else workers
         self._stop = threading.Event()
+
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        *,
+        device: str = "auto",
+        engine: str = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        cache_dir: Path | None = None,
+    ) -> Embedder:
+        """Make a backbone ready on this machine; see `make_engine` for the parameters."""
+        threads = available_cores() if workers is None else workers
+        made = make_engine(backbone, device, engine, batch_size=batch_size or CPU_BATCH, workers=threads,
+                           cache_dir=cache_dir)
+        return cls(made, backbone.transform, batch_size, threads)
 
     def embed(
         self,
@@ -111,7 +131,7 @@ class Embedder:
             return
         self._stop.clear()
         pending: deque[Future[Result]] = deque()
-        with ThreadPoolExecutor(self.workers, "embed", initializer=self._one_core_each) as executor:
+        with self._cores_shared() as share, ThreadPoolExecutor(self.workers, "embed", share) as executor:
             try:
                 for job in jobs:
                     pending.append(executor.submit(function, job))
@@ -124,11 +144,18 @@ class Embedder:
                 executor.shutdown(wait=True, cancel_futures=True)
                 self._stop.clear()
 
-    def _one_core_each(self) -> None:
-        if self.engine.device.type == "cpu":
-            import torch
-
-            torch.set_num_threads(max(1, available_cores() // self.workers))
+    @contextmanager
+    def _cores_shared(self) -> Iterator[Callable[[], None]]:
+        """Yield what each worker calls first, so that they share the cores."""
+        torch = sys.modules.get("torch") if self.engine.on_cpu else None  # who has not imported it does not need it
+        if torch is None:
+            yield lambda: None
+            return
+        threads = torch.get_num_threads()
+        try:
+            yield lambda: torch.set_num_threads(max(1, min(threads, available_cores() // self.workers)))
+        finally:
+            torch.set_num_threads(threads)  # because a worker's setting also holds for threads made later
 
 
 def available_cores() -> int:

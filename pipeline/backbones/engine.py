@@ -1,96 +1,140 @@
-"""Running a frozen backbone: uint8 pixels in, features out."""
+"""Engines: what runs a frozen backbone, uint8 pixels in, features out. The same spec gives the same rows on each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..errors import PipelineError, UnknownNameError
+from ..errors import EngineError, PipelineError, UnknownNameError
+from . import openvino_engine
 from .backbone import Backbone
+from .kept import installed
 
 if TYPE_CHECKING:
-    import torch
+    from .torch_engine import TorchEngine
+
+ENGINES = ("auto", "torch", "openvino", "compile")
 
 
-class Engine:
-    """A backbone made ready on one device. Safe to call from several threads at once.
+class Engine(Protocol):
+    """A backbone made ready to run; called from several threads at once.
+
+    Attributes
+    ----------
+    name : str
+    on_cpu : bool
+    dtype : numpy dtype
+        Of the rows: float16 at float16 precision, else float32.
+    features : int
+        D, the length of a row.
+    notes : list of str
+        Remarks for the user, one line each.
+    """
+
+    name: str
+    on_cpu: bool
+    dtype: np.dtype
+    features: int
+    notes: list[str]
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Map uint8 (N, H, W, 3) to features (N, D)."""
+
+
+def make_engine(
+    backbone: Backbone,
+    device: str = "auto",
+    engine: str = "auto",
+    *,
+    batch_size: int = 8,
+    workers: int = 1,
+    cache_dir: Path | None = None,
+) -> Engine:
+    """Make a backbone ready on the engine that suits this machine.
+
+    An engine that cannot run this backbone gives way to torch, and a line in `notes` says so.
 
     Parameters
     ----------
     backbone : Backbone
     device : str
         ``auto`` (any accelerator that torch offers, else the CPU), or a torch device such as ``cuda:1``.
-
-    Attributes
-    ----------
-    device : torch.device
-    dtype : numpy dtype
-        Of the rows that it returns: float16 at float16 precision, else float32.
-    features : int
-        D, the length of a row.
-    network : nn.Module
-        Frozen: evaluation mode, no gradients.
-    """
-
-    def __init__(self, backbone: Backbone, device: str = "auto"):
-        import torch
-
-        from .prepare import fold_batchnorm
-
-        self.device = choose_device(device)
-        self._precision = getattr(torch, backbone.precision)
-        self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
-        network = backbone.network().requires_grad_(False)
-        fold_batchnorm(network.network)
-        self.network = network.to(self.device, self._precision).to(memory_format=torch.channels_last)
-        transform = backbone.transform
-        self._scale = torch.tensor([1 / (255 * std) for std in transform.std], device=self.device).view(3, 1, 1)
-        self._shift = torch.tensor(
-            [-mean / std for mean, std in zip(transform.mean, transform.std, strict=True)], device=self.device
-        ).view(3, 1, 1)
-        self.features = self(np.zeros((1, *transform.crop, 3), np.uint8)).shape[1]
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Compute features.
-
-        Parameters
-        ----------
-        pixels : ndarray of uint8, shape (N, H, W, 3)
-            What the backbone's transform returns, stacked.
-
-        Returns
-        -------
-        ndarray of `dtype`, shape (N, D)
-        """
-        import torch
-
-        with torch.inference_mode():
-            # bytes travel to the device, not floats; the permuted view is channels-last as it stands
-            batch = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            batch = (batch * self._scale).add_(self._shift).to(self._precision)
-            return self.network(batch).float().cpu().numpy().astype(self.dtype, copy=False)
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of that name; ``auto`` is torch's accelerator where there is one, else the CPU.
+        ``auto`` and ``cuda`` use all GPUs of the machine.
+    engine : str
+        ``auto``: OpenVINO on a CPU where it is installed, else torch. ``compile``: torch.compile, which takes
+        some ten seconds to begin and pays after about ten thousand images.
+    batch_size : int
+        Only ``compile`` wants to know: it is made for one size.
+    workers : int
+        Threads that will call it.
+    cache_dir : Path, optional
+        Where prepared networks are kept.
 
     Raises
     ------
     UnknownNameError, PipelineError
-        If torch knows no such device, or this machine has none.
+        If there is no such engine or device.
     """
-    import torch
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
+    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise PipelineError(f"OpenVINO runs on the CPU here, not on {device!r}: use --device cpu, or --engine torch.")
+    expected = openvino_engine.available() and backbone.precision in openvino_engine.PRECISIONS and _on_cpu(device)
+    try:
+        if engine == "openvino" or (engine == "auto" and expected):
+            return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir)
+        if engine == "compile":
+            from .compiled_engine import CompiledEngine
 
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UnknownNameError("device", name, ("auto", "cpu", "cuda", "cuda:0", "mps", "xpu")) from error
-    try:
-        torch.empty(1, device=device)
-    except Exception as error:  # AssertionError, RuntimeError or NotImplementedError, by the backend
-        raise PipelineError(f"The device {name!r} is not available on this machine: {str(error).splitlines()[0]}"
-                            " Use --device auto or --device cpu.") from error
-    return device
+            return CompiledEngine(backbone, device, batch_size)
+    except EngineError as error:
+        instead = f"Using torch as it is: {error}"
+        made = _torch_engine(backbone, device)
+        made.notes.append(instead)
+        return made
+    return _torch_engine(backbone, device)
+
+
+def _torch_engine(backbone: Backbone, device: str) -> TorchEngine | Replicas:
+    from .torch_engine import TorchEngine, devices
+
+    engines = [TorchEngine(backbone, each) for each in devices(device)]
+    return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+def _on_cpu(device: str) -> bool:
+    """Tell whether torch would choose the CPU, without asking torch; if in doubt, it might not."""
+    if device != "auto":
+        return device == "cpu"
+    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA's, WSL's, AMD's
+    return sys.platform == "linux" and "+xpu" not in installed("torch") and not any(map(os.path.exists, drivers))
+
+
+class Replicas:
+    """One backbone on several accelerators, each of which serves its share of the calling threads."""
+
+    name = "torch"
+    on_cpu = False
+
+    def __init__(self, engines: Sequence[TorchEngine]):
+        self.engines = tuple(engines)
+        self.dtype, self.features = engines[0].dtype, engines[0].features
+        self._next = cycle(self.engines)
+        self._mine = threading.local()
+        self.notes: list[str] = []
+        for engine in self.engines:
+            engine.notes = self.notes
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Compute features on the accelerator of the calling thread."""
+        engine = getattr(self._mine, "engine", None)
+        if engine is None:
+            engine = self._mine.engine = next(self._next)
+        return engine(pixels)

@@ -1,9 +1,45 @@
-"""Making a frozen network fast: BatchNorm folded into the convolution before it."""
+"""Making a frozen network fast: bytes in, BatchNorm folded into the convolution before it, channels last."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import fx, nn
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+
+
+class PreparedNetwork(nn.Module):
+    """A frozen backbone from pixels to features, normalisation included. Every engine runs this network.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    precision : torch.dtype
+        Of the arithmetic; pixels are normalised in float32 and features come out in float32 all the same.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, backbone: Backbone, precision: torch.dtype = torch.float32):
+        super().__init__()
+        network = backbone.network()
+        fold_batchnorm(network.network)
+        self.network = network.to(precision).to(memory_format=torch.channels_last)
+        self.precision = precision
+        transform = backbone.transform
+        mean, std = torch.tensor([transform.mean, transform.std], dtype=torch.float64).view(2, 3, 1, 1)
+        self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
+        self.register_buffer("shift", (-mean / std).float(), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map bytes (N, H, W, 3) to features (N, D)."""
+        images = pixels.permute(0, 3, 1, 2) * self.scale  # a permuted view is channels-last as it stands
+        return self.network(images.add_(self.shift).to(self.precision)).float()
 
 
 class _Tracer(fx.Tracer):

@@ -35,7 +35,7 @@ def extract(options: argparse.Namespace) -> None:
         options.data, _backbone(options), val_fraction=options.val_fraction, rehash=options.rehash,
         retry_failed=options.retry_failed, strict=options.strict, limits=_limits(options),
         cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers, device=options.device,
-        progress=progress_bars(),
+        engine=options.engine, progress=progress_bars(),
     )  # fmt: skip
     print_notes(done.notes)
     if options.json:
@@ -139,9 +139,11 @@ def predict(options: argparse.Namespace) -> None:
         print_notes([f"Using the latest run, {run.name}; choose another with --run."])
     paths = [path for given in options.images for path in list_images(given)]
     classifier = ImageClassifier.load(
-        run, device=options.device, batch_size=options.batch_size, workers=options.workers, limits=_limits(options)
+        run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
+        cache_dir=options.cache_dir, limits=_limits(options),
     )
     found = classifier.predict(paths, progress=progress_bars())
+    print_notes(classifier.notes)
     rows = [(prediction.path, prediction.label or "", prediction.prob) for prediction in found]
     failed = [prediction for prediction in found if prediction.label is None]
     if len(failed) == len(found):

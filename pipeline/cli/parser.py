@@ -80,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--run", help="name or folder of a run (default: the latest)")
     predict.add_argument("--runs-dir", type=Path, default=Path("runs"))
     predict.add_argument("--csv", type=Path, metavar="FILE", help="write all probabilities to a CSV file")
+    predict.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
+                         help="where prepared networks are kept (default: cache)")
     _add_running(predict)
     _add_limits(predict)
 
@@ -151,9 +153,12 @@ def _add_limits(parser: _Parser) -> None:
 
 
 def _add_running(parser: _Parser) -> None:
+    from ..backbones import ENGINES
+
     parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images a forward pass")
     parser.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: one a core; 0: none more)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, … (default: auto)")
+    parser.add_argument("--engine", default="auto", metavar="E", help=f"{', '.join(ENGINES)} (default: auto)")
     if not any("--seed" in action.option_strings for action in parser._actions):
         parser.add_argument("--seed", type=int, default=0, help="of random weights")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backbones import Backbone, Embedder, Engine
+from ..backbones import Backbone, Embedder, TorchEngine
 from ..backbones.weights import Weights
 from ..data import Dataset, decode
 from ..errors import DataError
@@ -127,7 +127,7 @@ def score(
     DataError
         If no image of a split could be read.
     """
-    embedder = Embedder(Engine(backbone, device), backbone.transform, workers=workers or None)
+    embedder = Embedder(TorchEngine(backbone, device), backbone.transform, workers=workers or None)
     splits = {split: found for split in SPLITS if len(found := labelled(dataset, split))}
     scores: dict[str, Scores] = {}
     failures: dict[int, str] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backbones import Backbone, Embedder, Engine
+from ..backbones import Backbone, Embedder, TorchEngine
 from ..data import Dataset
 from ..errors import DataError
 from ..heads import make_head
@@ -27,7 +27,7 @@ def solve_probe(
     (K, D) array, (K,) array
         Weight and bias for raw features.
     """
-    embedder = Embedder(Engine(backbone, device), backbone.transform, workers=workers or None)
+    embedder = Embedder(TorchEngine(backbone, device), backbone.transform, workers=workers or None)
     indices = labelled(dataset, "train")
     with progress(total=len(indices), desc="probe", unit="image") as bar:
         readable, rows, _ = features_of(embedder, dataset, indices, bar.update)

@@ -1,0 +1,83 @@
+"""An accelerator's memory: batches that fit, found beforehand and learned from failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..errors import PipelineError
+
+SHARE = 0.8  # of the free memory; the rest is for fragments, and for others
+MOST = 256  # images a batch: more gain nothing
+
+
+class FittingBatches:
+    """A function of a batch, called on parts of it that fit into memory.
+
+    Parameters
+    ----------
+    run : callable
+        From an array of N images to one of N rows; may raise `torch.OutOfMemoryError`.
+    notes : list of str
+        Told, for the user, when memory has run out.
+
+    Attributes
+    ----------
+    most : int or None
+        Images that are tried at once; None until memory has run out.
+    """
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], notes: list[str]):
+        self.run = run
+        self.most: int | None = None
+        self._notes = notes
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Apply the function to the whole batch, in halves of halves where need be.
+
+        Raises
+        ------
+        PipelineError
+            If not even one image fits.
+        """
+        size = min(len(batch), self.most or len(batch))
+        while (rows := self._in_parts(batch, size)) is None:
+            size = self._halve(size)
+        return rows
+
+    def _in_parts(self, batch: np.ndarray, size: int) -> np.ndarray | None:
+        import torch
+
+        try:
+            return np.concatenate([self.run(batch[start : start + size]) for start in range(0, len(batch), size)])
+        except torch.OutOfMemoryError:
+            return None  # only outside of `except` is what the failed attempt held free again
+
+    def _halve(self, size: int) -> int:
+        import torch
+
+        if size == 1:
+            raise PipelineError("The accelerator's memory does not hold one image's forward pass. Use --device cpu, a "
+                                "smaller --backbone, or free memory on the device.")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.most = min(self.most or size, size // 2)
+        self._notes[:] = [f"The accelerator's memory was too small for a batch of {size}; went on with {self.most}."]
+        return self.most
+
+
+def batch_that_fits(free: int, per_image: float, at_once: int) -> int:
+    """Return the largest power of two of images that a forward pass can take.
+
+    Parameters
+    ----------
+    free : int
+        Bytes of memory.
+    per_image : float
+        Bytes that one image of a batch needs at the worst moment.
+    at_once : int
+        Batches on the device at any time.
+    """
+    images = int(free * SHARE / at_once / max(per_image, 1))
+    return max(1, min(MOST, 2 ** (images.bit_length() - 1) if images else 1))

@@ -1,0 +1,129 @@
+"""Running a frozen backbone with torch, on the CPU or on an accelerator."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import PipelineError, UnknownNameError
+from .allocator import keep_freed_memory
+from .backbone import Backbone
+from .memory import FittingBatches
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+AT_ONCE = 2  # batches on an accelerator: one computes while the next one travels
+
+
+class TorchEngine:
+    """A backbone made ready on one device. Safe to call from several threads at once.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    device : str
+        ``auto`` (any accelerator that torch offers, else the CPU), or a torch device such as ``cuda:1``.
+
+    Attributes
+    ----------
+    device : torch.device
+    dtype : numpy dtype
+        Of the rows that it returns: float16 at float16 precision, else float32.
+    features : int
+        D, the length of a row.
+    network : nn.Module
+        Frozen: evaluation mode, no gradients.
+    notes : list of str
+        Remarks for the user.
+    """
+
+    name = "torch"
+
+    def __init__(self, backbone: Backbone, device: str = "auto"):
+        import torch
+
+        from .prepare import PreparedNetwork
+
+        self.device = choose_device(device)
+        self.on_cpu = self.device.type == "cpu"
+        if self.on_cpu:
+            keep_freed_memory()
+        elif backbone.precision == "float32":
+            # torch's default for convolutions is 10 bits of mantissa, which is not what float32 says
+            torch.backends.cudnn.allow_tf32 = False
+        self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
+        self.network: nn.Module = PreparedNetwork(backbone, getattr(torch, backbone.precision)).to(self.device)
+        self.notes: list[str] = []
+        self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._fitting = FittingBatches(self._forward, self.notes)
+        self._crop = backbone.transform.crop
+        self._prepare()
+        self.features = self(np.zeros((1, *backbone.transform.crop, 3), np.uint8)).shape[1]
+
+    def _prepare(self) -> None:
+        """Make `network` faster still; for engines built on this one."""
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Compute features.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8, shape (N, H, W, 3)
+            What the backbone's transform returns, stacked.
+
+        Returns
+        -------
+        ndarray of `dtype`, shape (N, D)
+        """
+        if self.on_cpu:
+            return self._forward(pixels)
+        with self._turns:
+            return self._fitting(pixels)
+
+    def _forward(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels)
+            if self.device.type == "cuda":
+                batch = batch.pin_memory()  # from there the copy needs no processor, and others go on meanwhile
+            rows = self.network(batch.to(self.device, non_blocking=True))
+            return rows.cpu().numpy().astype(self.dtype, copy=False)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; ``auto`` is torch's accelerator where there is one, else the CPU.
+
+    Raises
+    ------
+    UnknownNameError, PipelineError
+        If torch knows no such device, or this machine has none.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UnknownNameError("device", name, ("auto", "cpu", "cuda", "cuda:0", "mps", "xpu")) from error
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # AssertionError, RuntimeError or NotImplementedError, by the backend
+        raise PipelineError(f"The device {name!r} is not available on this machine: {str(error).splitlines()[0]}"
+                            " Use --device auto or --device cpu.") from error
+    return device
+
+
+def devices(name: str) -> list[str]:
+    """Return the devices that a name stands for: ``auto`` and ``cuda`` for all GPUs, any other for itself."""
+    import torch
+
+    chosen = choose_device(name)
+    if chosen.type == "cuda" and chosen.index is None and torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [name]
