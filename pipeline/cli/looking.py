@@ -1,4 +1,4 @@
-"""Commands that look at results: audit."""
+"""Commands that look at data and results: audit, report."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from ..errors import CheckFailedError
 from .commands import _backbone
-from .printing import _printable, print_json, print_notes, print_table, progress_bars
+from .printing import _printable, print_json, print_notes, print_table, progress_bars, readable_size
 
 
 def add_commands(verbs: Any) -> None:
     """Add these commands to the parser's."""
     _add_audit(verbs)
+    _add_report(verbs)
 
 
 def _add_audit(verbs: Any) -> None:
@@ -32,6 +33,28 @@ def _add_audit(verbs: Any) -> None:
     parser.add_argument("--fail-on", choices=("leaks", "label-errors"), action="append", default=[],
                         help="exit with 1 if there are any; may be given twice")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_report(verbs: Any) -> None:
+    from .parser import _command
+
+    parser = _command(verbs, "report", report, "write a page about a run, for any browser")
+    parser.add_argument("--run", help="name or folder of a run (default: the latest)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's folder")
+
+
+def report(options: argparse.Namespace) -> None:
+    from ..report import write_report
+    from ..runs import Run, latest_run
+
+    run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
+    path = write_report(run, cache_dir=options.cache_dir, out=options.out)
+    if options.json:
+        print_json({"path": str(path), "bytes": path.stat().st_size})
+    else:
+        print(f"{path}: {readable_size(path.stat().st_size)}; open it in a browser")
 
 
 def audit(options: argparse.Namespace) -> None:

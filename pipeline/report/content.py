@@ -1,0 +1,144 @@
+"""What a page says: facts of one run and of its neighbours, as plain values."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import PipelineError
+from ..evaluation import reliability
+from ..runs import Run
+from ..store import FeatureCache, list_caches
+from .plots import Point, Series, chart
+
+MOST_CLASSES = 40  # of a confusion matrix that one can still read
+PAIRS = 60  # most frequent confusions, where the matrix is too large
+
+
+def confusion(rows: Sequence[Mapping[str, str]], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the matrix where it is small enough, and the most frequent confusions."""
+    counts = Counter((row["label"], row["prediction"]) for row in rows)
+    pairs = [{"label": label, "prediction": prediction, "n": n}
+             for (label, prediction), n in counts.most_common() if label != prediction]
+    if len(classes) > MOST_CLASSES:
+        return {"matrix": None, "pairs": pairs[:PAIRS]}
+    most = max(counts.values(), default=1)
+    matrix = [[{"n": counts[label, other], "shade": round(counts[label, other] / most, 3), "right": label == other}
+               for other in classes] for label in classes]
+    return {"matrix": matrix, "pairs": pairs[:PAIRS]}
+
+
+def reliability_chart(rows: Sequence[Mapping[str, str]], before: tuple[np.ndarray, np.ndarray] | None) -> str:
+    """Return how often predictions are right against how sure they are: as saved, and without the temperature."""
+    sure = np.array([float(row["prob"] or 0) for row in rows])
+    right = np.array([row["label"] == row["prediction"] for row in rows])
+    series = [_calibration("as saved", sure, right)]
+    if before is not None:
+        series.append(_calibration("before temperature", *before))
+    return chart(series, title="Reliability diagram: accuracy against confidence", x="confidence", y="accuracy",
+                 x_range=(0, 1), y_range=(0, 1), diagonal=True)
+
+
+def _calibration(name: str, sure: np.ndarray, right: np.ndarray) -> Series:
+    bins = reliability(sure, right, 10)
+    said = "{}: {n} images, confidence {confidence:.2f}, accuracy {accuracy:.2f}"
+    return Series(name, [Point(bin["confidence"], bin["accuracy"], text=said.format(name, **bin)) for bin in bins])
+
+
+def before_temperature(run: Run, cache: FeatureCache | None, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return confidence and correctness of a head whose scores are not divided by its temperature, if it has one."""
+    if cache is None or run.metrics["kind"] != "head":
+        return None
+    from ..heads import load_head
+    from ..heads.base import softmax
+
+    head: Any = load_head(run.path)[0]
+    if getattr(head, "temperature_", 1.0) == 1.0:
+        return None
+    features, labels = cache.split(split, view=0)
+    scores = softmax(head.scores(features))
+    return scores.max(axis=1), np.asarray(head.classes_)[scores.argmax(axis=1)] == labels
+
+
+def neighbours_chart(run: Run, runs: Sequence[Run], split: str) -> str:
+    """Return accuracy against seconds for all runs that were scored on the same split of this data set."""
+    others = [other for other in runs
+              if other.metrics["dataset"] == run.metrics["dataset"] and split in other.metrics["splits"]]
+    series = [
+        Series(name, [_place(other, split) for other in others if (other.name == run.name) == own], line=False)
+        for name, own in (("this run", True), ("other runs", False))
+    ]
+    return chart([one for one in series if one.points], title="Accuracy against seconds, for all runs of this data set",
+                 x="seconds in all (features and training)", y=f"accuracy on {split}", x_log=True)  # fmt: skip
+
+
+def _place(run: Run, split: str) -> Point:
+    scores, seconds = run.metrics["splits"][split], run.metrics["seconds"]["total"]
+    low, high = scores["accuracy_ci95"]
+    text = f"{run.name}: {100 * scores['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f}) in {seconds:.1f} s"
+    return Point(max(seconds, 1e-3), scores["accuracy"], low, high, text)
+
+
+def history_charts(run: Run) -> list[str]:
+    """Return loss and accuracy by epoch, of a run that was trained by epochs."""
+    path = run.path / "history.json"
+    if not path.is_file():
+        return []
+    try:
+        history = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PipelineError(f"Cannot read {str(path)!r}: {error}.") from error
+    charts = []
+    for what in ("loss", "accuracy"):
+        series = [Series(f"{split} {what}", [Point(line["epoch"], line[f"{split}_{what}"]) for line in history
+                                             if line.get(f"{split}_{what}") is not None]) for split in ("train", "val")]
+        if shown := [one for one in series if one.points]:
+            charts.append(chart(shown, title=f"{what.capitalize()} by epoch", x="epoch", y=what))
+    return charts
+
+
+def cache_of(run: Run, cache_dir: Path) -> FeatureCache | None:
+    """Open the features behind a run: of a head those it learned from, of a fine-tuned network the frozen ones."""
+    backbone = run.metrics["backbone"]
+    for entry in list_caches(cache_dir):
+        if (entry.dataset, entry.state) != (run.metrics["dataset"], "complete"):
+            continue
+        cache = FeatureCache.open(entry.path)
+        wanted = run.metrics.get("spec_sha256")
+        if cache.spec.sha256 == wanted or (wanted is None and cache.meta["backbone"] == backbone):
+            return cache
+        cache.close()
+    return None
+
+
+def command(run: Run) -> str:
+    """Return the command that makes a run again."""
+    config, kind = run.config(), run.metrics["kind"]
+    dataset, backbone = config["dataset"], config["backbone"]
+    words = ["pipeline", "train-head" if kind == "head" else "finetune", "--data", dataset.get("data", dataset["root"])]
+    words += ["--backbone", backbone["name"]]
+    if "weights" in backbone and backbone["weights"] == "random":
+        words += ["--weights", "random"]
+    if backbone.get("layer", "pooled") != "pooled":
+        words += ["--layer", backbone["layer"]]
+    if kind == "head":
+        words += ["--head", config["head"]["name"], *_settings(config["head"].get("settings", {}))]
+    else:
+        for name, value in config["finetune"].items():
+            flag = name.replace("_", "-")
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join([*words, "--name", run.name])
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    words = ["--seed", str(settings["seed"])] if "seed" in settings else []
+    for name, value in settings.items():
+        if name != "seed":
+            words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
