@@ -149,6 +149,19 @@ def test_a_failure_that_may_pass_is_tried_again_by_the_next_run(tmp_path):
     assert extract(path, images).computed == ["image 1"]
 
 
+def test_a_row_is_worth_more_than_a_neighbours_failure(tmp_path):
+    with CacheWriter.open(place(tmp_path, "one"), SPEC) as writer:
+        writer.plan(listing(2).digests)
+        writer.commit(0, network(listing(2).digests[1:]), {0: "larger than was allowed"})
+        writer.finish(paths=["a", "b"], labels=[0, 1], splits=np.array(["train"] * 2)).close()
+    images = Listing([*listing(2).contents, "new"])
+    extract(place(tmp_path, "two"), images, siblings=[])
+    more = Listing([*images.contents, "newer"])
+    assert extract(place(tmp_path, "two"), more).plan.known_failures == 0
+    with FeatureCache.open(place(tmp_path, "two")) as cache:
+        assert len(cache) == 4 and cache.skipped == []
+
+
 def test_a_block_of_failures_needs_no_rows_of_any_shape(tmp_path):
     with CacheWriter.open(place(tmp_path), SPEC) as writer:
         blocks = writer.plan(listing(40).digests).blocks
