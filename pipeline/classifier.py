@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -158,7 +158,7 @@ class ImageClassifier:
         def classify(job: tuple[int, list[Any]]) -> list[Prediction]:
             first, chunk = job
             rows, failures = self._embedder.embed(
-                range(len(chunk)), lambda index: load_image(chunk[index], self.limits)
+                range(len(chunk)), lambda index: load_image(chunk[index], self.limits, self.backbone.decode)
             )
             names = [name_of(image, first + index) for index, image in enumerate(chunk)]
             return list(self._predictions(names, rows, failures))
@@ -198,7 +198,9 @@ def linear_head(weight: np.ndarray, bias: np.ndarray) -> Head:
     return head
 
 
-def load_image(image: Any, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+def load_image(
+    image: Any, limits: Limits = DEFAULT_LIMITS, decode: Callable[[bytes, Limits], Image.Image] = decode
+) -> Image.Image:
     """Return a path's, bytes', array's or PIL image's pixels, by one set of rules.
 
     Raises

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .backbones import Backbone, Embedder, description
-from .data import Dataset, UnreadableImageError, decode
+from .data import Dataset, UnreadableImageError
 from .data.digests import DIGEST_BYTES
 from .errors import CacheError, DataError
 from .progress import Progress, silent
@@ -105,7 +105,7 @@ def extract_features(
             # the network is built only now: a run that finds every row there needs none, nor torch
             embedder = Embedder.of(backbone, device=device, engine=engine, batch_size=batch_size, workers=workers,
                                    cache_dir=cache_dir)
-            computed, seconds = _compute(writer, plan.blocks, dataset, embedder, progress)
+            computed, seconds = _compute(writer, plan.blocks, dataset, backbone, embedder, progress)
             remarks += embedder.engine.notes
         # what an interrupted run computed took its time too
         total = earlier + seconds * (1 + plan.resumed / max(computed, 1))
@@ -125,7 +125,8 @@ def extract_features(
 
 
 def _compute(
-    writer: CacheWriter, blocks: list[np.ndarray], dataset: Dataset, embedder: Embedder, progress: Progress
+    writer: CacheWriter, blocks: list[np.ndarray], dataset: Dataset, backbone: Backbone, embedder: Embedder,
+    progress: Progress,
 ) -> tuple[int, float]:
     """Compute and commit blocks on all workers; return the forward passes made and the seconds they took."""
     begin, passing = time.perf_counter(), set[int]()
@@ -140,7 +141,7 @@ def _compute(
         if hashlib.sha256(content).digest()[:DIGEST_BYTES] != dataset.digests[index].tobytes():
             raise DataError(f"{dataset.paths[index]!r} changed while it was being extracted. Run the same command "
                             "again: what is done is kept.")
-        return decode(content, dataset.limits)
+        return backbone.decode(content, dataset.limits)
 
     with progress(total=sum(map(len, blocks)), desc="Extracting", unit="image") as bar:
 

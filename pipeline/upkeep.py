@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .backbones import Embedder, from_description
-from .data import decode, read_bytes
+from .data import read_bytes
 from .data.digests import digest_files, memo_file
 from .errors import CacheError, PipelineError
 from .progress import Progress, silent
@@ -93,7 +93,7 @@ def _recompute(
     embedder = Embedder.of(backbone, device=device, engine="torch")
     with progress(total=len(rows), desc="Recomputing", unit="image") as bar:
         found, failures = embedder.embed(
-            range(len(rows)), lambda index: decode(read_bytes(root / paths[index])), bar.update
+            range(len(rows)), lambda index: backbone.decode(read_bytes(root / paths[index])), bar.update
         )
     kept = [index for index in range(len(rows)) if index not in failures]
     report.problems += [f"row {rows[index]} ({paths[index]!r}): {reason}" for index, reason in failures.items()]

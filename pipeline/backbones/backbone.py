@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.reader import DECODE_RULES
+from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, Limits, decode
 from ..data.transforms import Transform
 from ..errors import PipelineError, UnknownNameError, WeightsError
 from ..store import Spec
@@ -17,6 +17,8 @@ from .architecture import Architecture, Listing
 from .weights import Weights, load_into, read_state
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .layers import FeatureNetwork
 
 DEFAULT = "efficientnet_lite0"
@@ -43,6 +45,8 @@ class Backbone:
         Of the arithmetic: ``float32``, ``bfloat16`` or ``float16``.
     seed : int
         Of random weights.
+    fast_decode : bool
+        Whether large JPEG files are decoded at a fraction of their size, see `pipeline.data.decode`.
     """
 
     architecture: Architecture
@@ -51,6 +55,7 @@ class Backbone:
     layer: str = POOLED
     precision: str = "float32"
     seed: int = 0
+    fast_decode: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +68,8 @@ class Backbone:
         weights = Path(self.weights.label).stem if self.weights.label not in self.architecture.tags[:1] else ""
         layer = self.layer if self.layer != POOLED else ""
         precision = self.precision if self.precision != "float32" else ""
-        return " ".join(filter(None, (self.name, weights, layer, precision)))
+        decoding = "fast-decode" if self.fast_decode else ""
+        return " ".join(filter(None, (self.name, weights, layer, precision, decoding)))
 
     @property
     def spec(self) -> Spec:
@@ -75,9 +81,13 @@ class Backbone:
                 "layer": self.layer,
                 "transform": self.transform.to_dict(),
                 "precision": self.precision,
-                "decode": DECODE_RULES,
+                "decode": {**DECODE_RULES, **({"scaled": SCALED_RULE} if self.fast_decode else {})},
             }
         )
+
+    def decode(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+        """Return the image in a file's content, as large as the transform needs it; see `pipeline.data.decode`."""
+        return decode(content, limits, max(self.transform.resize) if self.fast_decode else None)
 
     def network(self) -> FeatureNetwork:
         """Build the network with its weights, on the CPU, in float32 and evaluation mode.
@@ -103,6 +113,7 @@ def resolve(
     layer: str = POOLED,
     precision: str = "float32",
     seed: int = 0,
+    fast_decode: bool = False,
 ) -> Backbone:
     """Find a backbone by its name.
 
@@ -118,6 +129,8 @@ def resolve(
         ``float32``, ``bfloat16`` or ``float16``.
     seed : int
         Of random weights.
+    fast_decode : bool
+        Decode large JPEG files at a fraction of their size.
 
     Raises
     ------
@@ -139,7 +152,7 @@ def resolve(
     else:
         known = ", ".join((*architecture.tags, "random"))
         raise PipelineError(f"No weights {str(weights)!r} for {name}: there is no such file. Known by name: {known}.")
-    return Backbone(architecture, chosen, architecture.transform(tag), layer, precision, seed)
+    return Backbone(architecture, chosen, architecture.transform(tag), layer, precision, seed, fast_decode)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -173,6 +186,7 @@ def description(backbone: Backbone) -> dict[str, Any]:
         "seed": backbone.seed,
         "layer": backbone.layer,
         "precision": backbone.precision,
+        "fast_decode": backbone.fast_decode,
         "transform": backbone.transform.to_dict(),
         "spec": backbone.spec.fields,
     }
@@ -197,7 +211,8 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
         convert=lambda state: found().architecture.convert(state),
     )
     weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
-    return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"])
+    return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"],
+                    fields.get("fast_decode", False))
 
 
 def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
@@ -213,10 +228,11 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
         weights = Weights.from_state("fine-tuned", read_state(folder / NETWORK_FILE))
         found = Backbone(
             find_architecture(fields["name"]), weights, Transform.from_dict(fields["transform"]),
-            fields["layer"], fields["precision"],
+            fields["layer"], fields["precision"], fast_decode=fields.get("fast_decode", False),
         )
     else:
-        found = resolve(*(fields[name] for name in ("name", "weights", "layer", "precision", "seed")))
+        named = ("name", "weights", "layer", "precision", "seed")
+        found = resolve(*[fields[name] for name in named], fields.get("fast_decode", False))
     if found.spec != spec:
         changed = "; ".join(f"{field}: {theirs!r} then, {ours!r} now" for field, theirs, ours in
                             found.spec.differences(spec))

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-CPU_BATCH, ACCELERATOR_BATCH = 8, 64  # on a CPU the temporaries of larger batches cost page faults at every layer
-
 
 class StoppedError(Exception):
     """Raised in a worker when the work is being given up elsewhere."""
@@ -44,7 +42,7 @@ class Embedder:
     transform : Transform
         From an image to the pixels that the engine takes.
     batch_size : int, optional
-        Images a forward pass; default 8 on a CPU, 64 elsewhere.
+        Images a forward pass; default 8 on a CPU, as many as fit elsewhere.
     workers : int, optional
         Threads; default one a core. 0: everything in the calling thread.
     """
@@ -54,7 +52,7 @@ class Embedder:
     ):
         self.engine = engine
         self.transform = transform
-        self.batch_size = batch_size or (CPU_BATCH if engine.on_cpu else ACCELERATOR_BATCH)
+        self.batch_size = batch_size or engine.batch_size
         self.workers = available_cores() if workers is None else workers
         self._stop = threading.Event()
 
@@ -71,8 +69,7 @@ class Embedder:
     ) -> Embedder:
         """Make a backbone ready on this machine; see `make_engine` for the parameters."""
         threads = available_cores() if workers is None else workers
-        made = make_engine(backbone, device, engine, batch_size=batch_size or CPU_BATCH, workers=threads,
-                           cache_dir=cache_dir)
+        made = make_engine(backbone, device, engine, batch_size=batch_size, workers=threads, cache_dir=cache_dir)
         return cls(made, backbone.transform, batch_size, threads)
 
     def embed(

@@ -16,6 +16,7 @@ from ..errors import EngineError, PipelineError, UnknownNameError
 from . import openvino_engine
 from .backbone import Backbone
 from .kept import installed
+from .memory import CPU_BATCH
 
 if TYPE_CHECKING:
     from .torch_engine import TorchEngine
@@ -34,6 +35,8 @@ class Engine(Protocol):
         Of the rows: float16 at float16 precision, else float32.
     features : int
         D, the length of a row.
+    batch_size : int
+        Images a forward pass that suit it.
     notes : list of str
         Remarks for the user, one line each.
     """
@@ -42,6 +45,7 @@ class Engine(Protocol):
     on_cpu: bool
     dtype: np.dtype
     features: int
+    batch_size: int
     notes: list[str]
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -53,7 +57,7 @@ def make_engine(
     device: str = "auto",
     engine: str = "auto",
     *,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int = 1,
     cache_dir: Path | None = None,
 ) -> Engine:
@@ -70,8 +74,8 @@ def make_engine(
     engine : str
         ``auto``: OpenVINO on a CPU where it is installed, else torch. ``compile``: torch.compile, which takes
         some ten seconds to begin and pays after about ten thousand images.
-    batch_size : int
-        Only ``compile`` wants to know: it is made for one size.
+    batch_size : int, optional
+        Images a forward pass; only ``compile`` need know, because it is made for one size.
     workers : int
         Threads that will call it.
     cache_dir : Path, optional
@@ -93,7 +97,7 @@ def make_engine(
         if engine == "compile":
             from .compiled_engine import CompiledEngine
 
-            return CompiledEngine(backbone, device, batch_size)
+            return CompiledEngine(backbone, device, batch_size or CPU_BATCH)
     except EngineError as error:
         instead = f"Using torch as it is: {error}"
         made = _torch_engine(backbone, device)
@@ -126,6 +130,7 @@ class Replicas:
     def __init__(self, engines: Sequence[TorchEngine]):
         self.engines = tuple(engines)
         self.dtype, self.features = engines[0].dtype, engines[0].features
+        self.batch_size = min(engine.batch_size for engine in engines)
         self._next = cycle(self.engines)
         self._mine = threading.local()
         self.notes: list[str] = []

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import EngineError
 from . import kept
 from .backbone import Backbone
+from .memory import CPU_BATCH
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # what OpenVINO's CPU computes in
 AGREEMENT = 1e-4  # ‖difference‖ / ‖row‖ to torch in float32; more means that the conversion went wrong
@@ -43,12 +44,13 @@ class OpenVINOEngine:
 
     Attributes
     ----------
-    dtype, features, notes
+    dtype, features, batch_size, notes
         As in `TorchEngine`.
     """
 
     name = "openvino"
     on_cpu = True
+    batch_size = CPU_BATCH
     dtype = np.dtype("float32")
 
     def __init__(self, backbone: Backbone, streams: int = 1, cache_dir: Path | None = None):

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import PipelineError, UnknownNameError
 from .allocator import keep_freed_memory
 from .backbone import Backbone
-from .memory import FittingBatches
+from .memory import CPU_BATCH, FittingBatches, batch_for
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,8 @@ class TorchEngine:
         Of the rows that it returns: float16 at float16 precision, else float32.
     features : int
         D, the length of a row.
+    batch_size : int
+        Images a forward pass that suit the device.
     network : nn.Module
         Frozen: evaluation mode, no gradients.
     notes : list of str
@@ -62,7 +64,8 @@ class TorchEngine:
         self._fitting = FittingBatches(self._forward, self.notes)
         self._crop = backbone.transform.crop
         self._prepare()
-        self.features = self(np.zeros((1, *backbone.transform.crop, 3), np.uint8)).shape[1]
+        self.features = self(np.zeros((1, *self._crop, 3), np.uint8)).shape[1]
+        self.batch_size = CPU_BATCH if self.on_cpu else batch_for(self, self._crop, AT_ONCE)
 
     def _prepare(self) -> None:
         """Make `network` faster still; for engines built on this one."""

@@ -239,7 +239,8 @@ def cache_rm(options: argparse.Namespace) -> None:
 def _backbone(options: argparse.Namespace, precision: str | None = None) -> Any:
     from ..backbones import resolve
 
-    return resolve(options.backbone, options.weights, options.layer, precision or options.precision, options.seed)
+    return resolve(options.backbone, options.weights, options.layer, precision or options.precision, options.seed,
+                   getattr(options, "fast_decode", False))
 
 
 def _limits(options: argparse.Namespace) -> Any:

