@@ -14,6 +14,7 @@ from store_tools import SPEC, Listing, Run, contents, everything, extract, listi
 
 from pipeline.errors import BusyError, CacheError
 from pipeline.store import CacheWriter, FeatureCache, verify_cache
+from pipeline.store.disk import DiskFile
 from pipeline.store.paths import CachePlaces
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -282,3 +283,25 @@ def test_a_damaged_shard_is_computed_again_and_no_other(tmp_path):
     run = extract(path, IMAGES)
     assert run.computed == [*IMAGES.contents[:32], *IMAGES.contents[64:]] and "SHA-256" in run.notes[0]
     assert contents(path) == scenario.expected
+
+
+@pytest.mark.parametrize("at", [100, 900, 2500])
+def test_a_disk_that_stores_something_else_is_noticed_before_the_old_file_goes(tmp_path, at):
+    class Lying(DiskFile):
+        def write(self, data):
+            data, start = bytearray(data), self.tell()
+            if start <= at < start + len(data):
+                data[at - start] ^= 1
+            return super().write(data)
+
+    class LyingDisk(QuickDisk):
+        def create(self, path):
+            return Lying(path) if ".h5" in path.name else super().create(path)
+
+    path = place(tmp_path)
+    extract(path, listing(40))
+    before = everything(path)
+    with pytest.raises(CacheError):
+        extract(path, listing(200), disk=LyingDisk())
+    assert everything(path) == before and len(CachePlaces(path).shards()) == 5
+    assert extract(path, listing(200)).computed == []
