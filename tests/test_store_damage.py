@@ -133,6 +133,16 @@ def test_damage_beside_the_features_costs_no_row_but_where_digests_are_lost(tmp_
     }
 
 
+def test_lost_digests_cost_the_rows_of_their_block_alone(tmp_path):
+    path = place(tmp_path)
+    images, network = wide()
+    extract_wide(path, images, network)
+    overwrite(path, "digests", 100, lambda chunk: bytes(len(chunk)))
+    size = block_rows(256, 8192 * 4)
+    first = 100 // size * size
+    assert extract_wide(path, images, network)[0] == images.contents[first : first + size]
+
+
 def test_what_is_set_aside_is_never_overwritten(tmp_path):
     path = place(tmp_path)
     for _ in range(3):

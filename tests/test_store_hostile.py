@@ -9,11 +9,12 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from store_tools import SPEC, Listing, extract, listing, meta, place
+from store_tools import SPEC, Listing, extract, listing, meta, network, place
 
 from pipeline.errors import CacheError
-from pipeline.store import FeatureCache, list_caches, verify_cache
+from pipeline.store import CacheWriter, FeatureCache, Spec, list_caches, verify_cache
 from pipeline.store.meta import seal
+from pipeline.store.paths import CachePlaces
 
 
 @pytest.fixture
@@ -92,7 +93,14 @@ def references(file, folder):
     file.create_dataset("labels", data=[file["features"].ref] * 64, dtype=h5py.ref_dtype)
 
 
+def one_object_of_two_names(file, folder):
+    again(file, "paths", data=np.array([b"x" * 2000] * 64), chunks=(64,))
+    del file["splits"]
+    file["splits"] = file["paths"]
+
+
 HOSTILE = {
+    one_object_of_two_names: "declares more bytes than it has",
     soft_link: "'features' is a link",
     external_link: "'features' is a link",
     external_storage: "'features' is stored in another file",
@@ -185,11 +193,6 @@ def test_a_hostile_neighbour_lends_no_rows_and_does_no_harm(tmp_path):
 
 
 def test_a_plan_or_shard_from_somebody_else_is_computed_again(tmp_path):
-    from store_tools import network
-
-    from pipeline.store import CacheWriter
-    from pipeline.store.paths import CachePlaces
-
     one, two = place(tmp_path, "one"), place(tmp_path, "two")
     with CacheWriter.open(one, SPEC) as writer:
         plan = writer.plan(listing(40).digests)
@@ -200,3 +203,13 @@ def test_a_plan_or_shard_from_somebody_else_is_computed_again(tmp_path):
     os.mkfifo(CachePlaces(two).partial / "00000000-000007.shard")
     run = extract(two, listing(40))
     assert len(run.computed) == 40 and len(run.notes) == 2
+
+
+def test_shards_of_another_spec_are_not_used_even_where_ours_lie(tmp_path):
+    other = Spec({**SPEC.fields, "weights": "4567"})
+    with CacheWriter.open(place(tmp_path, spec=other), other) as writer:
+        plan = writer.plan(listing(40).digests)
+        writer.commit(0, 2 * network(listing(40).digests[plan.blocks[0]]))
+    shutil.copytree(CachePlaces(place(tmp_path, spec=other)).partial, CachePlaces(place(tmp_path)).partial)
+    run = extract(place(tmp_path), listing(40))
+    assert len(run.computed) == 40 and "belongs to another spec" in run.notes[0]
