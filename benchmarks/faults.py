@@ -116,7 +116,8 @@ def play_round(victim: Victim, expected: dict, rows: int, seconds: float, rng: r
     committed = 0
     for _ in range(rng.randint(4, 10)):
         moment = rng.choices(["start", "shard", "file"], [1, 6, 1])[0]
-        span = {"start": 5.0, "shard": min(2.0, seconds / 4), "file": 0.1}[moment]  # short enough to hit a run several times
+        # short enough to hit one extraction several times
+        span = {"start": 5.0, "shard": min(2.0, seconds / 4), "file": 0.1}[moment]
         if not victim.kill(moment, rng.uniform(0, span)):
             break
         now = victim.committed()
