@@ -58,8 +58,8 @@ def label_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     that j's probability exceeds k's by most. An image that is predicted as labelled is never in doubt.
 
     Source: Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021,
-    its "prune by noise rate". Tested against cleanlab's `find_label_issues`: the same images for two classes, nearly the
-    same for more.
+    its "prune by noise rate". Tested against cleanlab's `find_label_issues`: the same images for two classes,
+    nearly the same for more.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Commands that look at data and results: audit, report."""
+"""Commands that look at data and results: audit, report, export."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def add_commands(verbs: Any) -> None:
     """Add these commands to the parser's."""
     _add_audit(verbs)
     _add_report(verbs)
+    _add_export(verbs)
 
 
 def _add_audit(verbs: Any) -> None:
@@ -55,6 +56,28 @@ def report(options: argparse.Namespace) -> None:
         print_json({"path": str(path), "bytes": path.stat().st_size})
     else:
         print(f"{path}: {readable_size(path.stat().st_size)}; open it in a browser")
+
+
+def _add_export(verbs: Any) -> None:
+    from .parser import _command
+
+    parser = _command(verbs, "export", export, "write a run as one file for other programs")
+    parser.add_argument("--run", help="name or folder of a run (default: the latest)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--format", default="onnx", metavar="NAME", help="onnx (default) or torch-export")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 in the run's folder")
+
+
+def export(options: argparse.Namespace) -> None:
+    from ..export import export
+    from ..runs import Run, latest_run
+
+    run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
+    done = export(run, options.format, options.out)
+    if options.json:
+        print_json(done)
+    else:
+        print(f"{done['path']}: as the run on {done['checked']} images, to {done['largest_difference']:.1g}")
 
 
 def audit(options: argparse.Namespace) -> None:

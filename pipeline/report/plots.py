@@ -127,7 +127,8 @@ def _ticks(low: float, high: float, log: bool = False) -> list[float]:
     if log:
         steps = [base * 10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
                  for base in ((1, 2, 5) if high / low < 300 else (1,))]  # fmt: skip
-        return [step for step in steps if low <= step <= high]
+        inside = [step for step in steps if low <= step <= high]
+        return inside if len(inside) > 2 else _ticks(low, high)
     rough = (high - low) / 5 or 1
     unit = 10 ** math.floor(math.log10(rough))
     step = unit * next(factor for factor in (1, 2, 5, 10) if rough <= factor * unit)
