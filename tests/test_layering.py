@@ -15,8 +15,8 @@ ROOT = Path(pipeline.__file__).parent
 # top to bottom; a room may import those below it
 ROOMS = [
     "__main__", "cli", "experiment", "upkeep", "lookup", "scoring", "learning_curve", "fitting", "auditing", "report",
-    "export", "thumbnails", "extraction", "finetuning", "classifier", "runs", "heads", "backbones", "data", "store",
-    "comparison", "evaluation", "progress", "registry", "errors", "__init__",
+    "export", "streaming", "thumbnails", "extraction", "finetuning", "classifier", "runs", "heads", "backbones", "data",
+    "store", "comparison", "evaluation", "progress", "registry", "errors", "__init__",
 ]  # fmt: skip
 
 

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from .registry import HEADS, HeadEntry, make_head
     from .saving import load_head, save_head
     from .scaling import SCALINGS
+    from .sweep import SweepResult, sweep_head
 
 _HOME = {
     "HEADS": "registry", "HeadEntry": "registry", "make_head": "registry",
     "Head": "base", "probabilities": "base", "HeadError": "errors", "SCALINGS": "scaling",
     "LinearHead": "linear", "save_head": "saving", "load_head": "saving",
+    "sweep_head": "sweep", "SweepResult": "sweep",
 }
 
 __all__ = [
-    "HEADS", "SCALINGS", "Head", "HeadEntry", "HeadError", "LinearHead", "load_head", "make_head", "probabilities",
-    "save_head",
+    "HEADS", "SCALINGS", "Head", "HeadEntry", "HeadError", "LinearHead", "SweepResult", "load_head", "make_head",
+    "probabilities", "save_head", "sweep_head",
 ]
 
 

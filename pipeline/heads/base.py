@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 from .errors import HeadError
 from .scaling import CHUNK, chunks, fit_scaler
+from .threads import one_thread
 
-SMALL = 4_000_000  # values in all training rows
 ClassWeight = str | dict[Any, float] | None
 
 
@@ -63,7 +62,7 @@ class Head(ClassifierMixin, BaseEstimator):
         HeadError
             If a feature is not finite, shapes differ, there is one class only, or a setting is unknown.
         """
-        with warnings.catch_warnings(), few_threads(X):
+        with warnings.catch_warnings(), one_thread(X):
             # few-shot training has few rows a class on purpose
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             X, codes = self._checked_training(X, y)
@@ -72,6 +71,21 @@ class Head(ClassifierMixin, BaseEstimator):
             self.temperature_ = 1.0
             self._fit(self.scaler_(X), codes, validation)
         return self
+
+    def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
+        """Yield this head fitted with each of the settings in turn.
+
+        A head that can shares work between them; this one starts anew each time.
+
+        Parameters
+        ----------
+        X, y
+            Training rows, as for `fit`.
+        settings : sequence of mappings
+            What to change, for each fit.
+        """
+        for one in settings:
+            yield clone(self).set_params(**one).fit(X, y)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the (N, K) float64 class probabilities of (N, D) features; columns follow `classes_`."""
@@ -162,16 +176,6 @@ class LinearModel(Head):
         if self.scaler_.kind == "l2":
             X = self.scaler_(X)
         return X @ self.coef_.T.astype(X.dtype) + self.intercept_
-
-
-def few_threads(X: Any) -> AbstractContextManager[Any]:
-    """Return a context in which small problems are computed by one thread.
-
-    For them threads gain nothing, and on a machine that is busy otherwise they wait for each other up to a hundred
-    times longer than the work takes.
-    """
-    size = getattr(X, "size", 0)
-    return threadpool_limits(1) if isinstance(size, int) and size < SMALL else nullcontext()
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

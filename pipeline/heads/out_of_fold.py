@@ -10,6 +10,20 @@ from sklearn.model_selection import StratifiedKFold
 FOLDS = 3
 
 
+def stratified_folds(codes: np.ndarray, seed: int = 0, folds: int = FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split rows into folds in which every class trains.
+
+    Returns
+    -------
+    list of (train, test) index arrays
+        Fewer folds where a class has fewer rows; none where a class has a single row.
+    """
+    fewest = int(np.bincount(codes).min())
+    if fewest < 2:
+        return []
+    return list(StratifiedKFold(min(folds, fewest), shuffle=True, random_state=seed).split(codes, codes))
+
+
 def out_of_fold_scores(score: Callable[[np.ndarray, np.ndarray], np.ndarray], codes: np.ndarray,
                        seed: int = 0) -> np.ndarray | None:
     """Score each row by a model trained on the folds that it is not in.
@@ -28,11 +42,8 @@ def out_of_fold_scores(score: Callable[[np.ndarray, np.ndarray], np.ndarray], co
     (N, K) float64 array or None
         None where a class has a single row: then no fold can train on all classes.
     """
-    fewest = int(np.bincount(codes).min())
-    if fewest < 2:
-        return None
-    folds = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
     result = np.empty((len(codes), codes.max() + 1))
-    for train, test in folds.split(codes, codes):
+    folds = stratified_folds(codes, seed)
+    for train, test in folds:
         result[test] = score(train, test)
-    return result
+    return result if folds else None

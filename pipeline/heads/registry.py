@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,15 @@ class HeadEntry:
         ``module:class`` within this package.
     needs_torch : bool
         Whether its training imports torch.
+    grid : mapping
+        What a sweep tries, simplest values first; empty where nothing is worth trying.
     """
 
     name: str
     description: str
     target: str
     needs_torch: bool = False
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def head_class(self) -> type[Head]:
@@ -56,19 +60,36 @@ class HeadEntry:
 
 HEADS: Registry[HeadEntry] = Registry("head")
 
+
+def _log_steps(low: float, high: float, count: int) -> tuple[float, ...]:
+    """Return numbers from 10^low to 10^high, evenly spaced in their logarithm."""
+    return tuple(10 ** (low + (high - low) * step / (count - 1)) for step in range(count))
+
+
 for entry in (
-    HeadEntry("linear", "one linear layer by SGD, AdamW or L-BFGS, best epoch kept", "linear:LinearHead", True),
-    HeadEntry("logistic", "softmax regression solved to the optimum", "logistic:LogisticHead"),
-    HeadEntry("linear-svm", "linear support vector machines, one against the rest", "svm_linear:LinearSVMHead"),
-    HeadEntry("svm-rbf", "support vector machine with a Gaussian kernel", "svm_rbf:SVMRBFHead"),
-    HeadEntry("knn", "votes of the nearest training images", "knn:KNNHead"),
+    HeadEntry("linear", "one linear layer by SGD, AdamW or L-BFGS, best epoch kept", "linear:LinearHead", True,
+              {"weight_decay": (0.1, 0.01, 0.0), "lr": _log_steps(-4, -1, 7)}),
+    HeadEntry("logistic", "softmax regression solved to the optimum", "solved:LogisticHead",
+              grid={"C": _log_steps(-6, 5, 45)}),
+    HeadEntry("linear-svm", "linear support vector machines, one against the rest", "solved:LinearSVMHead",
+              grid={"C": _log_steps(-6, 0, 25)}),
+    HeadEntry("svm-rbf", "support vector machine with a Gaussian kernel", "svm_rbf:SVMRBFHead",
+              grid={"C": _log_steps(-1, 3, 9)}),
+    HeadEntry("knn", "votes of the nearest training images", "knn:KNNHead",
+              grid={"k": (200, 100, 50, 20, 10, 5, 3, 1), "T": (0.2, 0.07, 0.03)}),
     HeadEntry("ridge", "least squares, penalty chosen by leaving each image out", "ridge:RidgeHead"),
-    HeadEntry("lda", "linear discriminant analysis with shrunk covariance", "gaussian:LDAHead"),
-    HeadEntry("nearest-centroid", "the class whose mean is nearest", "gaussian:NearestCentroidHead"),
-    HeadEntry("gaussian-nb", "Gaussian naive Bayes", "gaussian:GaussianNBHead"),
-    HeadEntry("random-forest", "300 decision trees", "trees:RandomForestHead"),
-    HeadEntry("hist-gradient-boosting", "gradient-boosted trees", "trees:HistGradientBoostingHead"),
-    HeadEntry("mlp", "one hidden layer with dropout", "mlp:MLPHead", True),
+    HeadEntry("lda", "linear discriminant analysis with shrunk covariance", "gaussian:LDAHead",
+              grid={"shrinkage": ("auto", 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.03, 0.01)}),
+    HeadEntry("nearest-centroid", "the class whose mean is nearest", "gaussian:NearestCentroidHead",
+              grid={"scaling": ("standardize", "none", "l2", "pca-whiten")}),
+    HeadEntry("gaussian-nb", "Gaussian naive Bayes", "gaussian:GaussianNBHead",
+              grid={"smoothing": _log_steps(1, -9, 11)}),
+    HeadEntry("random-forest", "300 decision trees", "trees:RandomForestHead",
+              grid={"min_samples_leaf": (5, 2, 1), "max_features": ("sqrt", 0.1)}),
+    HeadEntry("hist-gradient-boosting", "gradient-boosted trees", "trees:HistGradientBoostingHead",
+              grid={"max_leaf_nodes": (4, 15), "learning_rate": (0.03, 0.1, 0.3)}),
+    HeadEntry("mlp", "one hidden layer with dropout", "mlp:MLPHead", True,
+              {"hidden": (64, 256), "dropout": (0.5, 0.2), "lr": (1e-4, 3e-4, 1e-3)}),
 ):
     HEADS[entry.name] = entry
 

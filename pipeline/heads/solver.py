@@ -14,15 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import cholesky
+from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
 
-from .base import SMALL
 from .errors import HeadError
+from .threads import SMALL, map_rows
 
 STAGES = (20, 60)  # iterations after which the curvature is measured again
-# squared preconditioned gradient, relative to the objective; with float32 features rounding allows no less
-TOLERANCE = {np.dtype(np.float32): 1e-9, np.dtype(np.float64): 1e-10}
+DENORMAL = 1e-30
+# squared preconditioned gradient, relative to the objective; rounding of float32 features makes some 3e-9 of it
+TOLERANCE = {np.dtype(np.float32): 2e-8, np.dtype(np.float64): 1e-10}
 
 State = tuple[np.ndarray, np.ndarray]
 """Coefficients (K, D) and intercepts (K,)."""
@@ -38,14 +40,14 @@ class Loss:
         From float64 scores (N, K), which it may overwrite, codes (N,) and weights (N,) to the weighted loss and its
         derivative (N, K).
     bend : callable
-        From scores (N, K) to the (N,) mean second derivative over the classes, or a bound of it.
+        From scores (N, K) and codes (N,) to the (N,) mean second derivative over the classes.
     doubled : bool
         Whether with two classes the penalty counts twice: then it is that of the difference of the two rows of W,
         as in binary logistic regression.
     """
 
     slope: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, np.ndarray]]
-    bend: Callable[[np.ndarray], np.ndarray]
+    bend: Callable[[np.ndarray, np.ndarray], np.ndarray]
     doubled: bool = False
 
 
@@ -61,21 +63,29 @@ def _softmax_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -
     return float((np.log(total) - own) @ weights), shares
 
 
-def _softmax_bend(scores: np.ndarray) -> np.ndarray:
+def _softmax_bend(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     return (shares * (1 - shares)).mean(axis=1)
 
 
 def _hinge_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    sign = np.full_like(scores, -1)
-    sign[np.arange(len(codes)), codes] = 1
-    short = np.maximum(1 - sign * scores, 0)
+    short, sign = _shortfall(scores, codes)
     return float(np.square(short).sum(axis=1) @ weights), -2 * sign * short * weights[:, None]
 
 
+def _hinge_bend(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    return 2 * (_shortfall(scores, codes)[0] > 0).mean(axis=1)
+
+
+def _shortfall(scores: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    sign = np.full_like(scores, -1)
+    sign[np.arange(len(codes)), codes] = 1
+    return np.maximum(1 - sign * scores, 0), sign
+
+
 CROSS_ENTROPY = Loss(_softmax_slope, _softmax_bend, doubled=True)
-SQUARED_HINGE = Loss(_hinge_slope, lambda scores: np.full(len(scores), 2.0))
+SQUARED_HINGE = Loss(_hinge_slope, _hinge_bend)
 
 
 def chosen_C(C: float | str, Z: np.ndarray, auto: float) -> float:
@@ -120,7 +130,7 @@ class LinearProblem:
             centered = np.ascontiguousarray(triangle.T)
         # small problems can afford float64
         self.Z = centered.astype(np.float64) if centered.size <= SMALL else centered
-        self.gram = ((self.Z * self.weights[:, None].astype(self.Z.dtype)).T @ self.Z).astype(np.float64)
+        self.gram = sum(map_rows(_gram, self.Z, self.weights))
 
     def solve(self, C: float, start: State | None = None, max_iter: int = 3000) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the optimal (K, D) coefficients, the (K,) intercepts and the number of iterations.
@@ -147,10 +157,19 @@ class LinearProblem:
 
     def scores(self, W: np.ndarray, free: np.ndarray) -> np.ndarray:
         """Return the (N, K) float64 scores of the inner, centered rows."""
-        return (self.Z @ W.T.astype(self.Z.dtype)).astype(np.float64) + free
+        own = W.T.astype(self.Z.dtype)
+        return np.concatenate(map_rows(lambda Z: (Z @ own).astype(np.float64) + free, self.Z))
+
+    def gathered(self, slope: np.ndarray) -> np.ndarray:
+        """Return the (K, D) sum of the inner rows weighted by the (N, K) slope, which it may overwrite."""
+        if self.Z.dtype != np.float64:
+            # float32 would hold the tiniest as denormal numbers, with which processors are a hundred times slower
+            slope[np.abs(slope) < DENORMAL] = 0
+        # written so that the long side of Z is walked once, in order
+        return sum(map_rows(lambda Z, own: (own.T.astype(Z.dtype) @ Z).astype(np.float64), self.Z, slope))
 
     def _bend(self, W: np.ndarray, free: np.ndarray) -> float:
-        return float(self.loss.bend(self.scores(W, free)) @ self.weights)
+        return float(self.loss.bend(self.scores(W, free), self.codes) @ self.weights)
 
     def _inward(self, start: State | None) -> State:
         if start is None:
@@ -163,6 +182,10 @@ class LinearProblem:
         return coef, free - coef @ self.center
 
 
+def _gram(Z: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return ((Z * weights[:, None].astype(Z.dtype)).T @ Z).astype(np.float64)
+
+
 class _Walk:
     """L-BFGS in the coordinates of one preconditioner."""
 
@@ -171,6 +194,7 @@ class _Walk:
         bound = bend * problem.gram
         bound[np.diag_indices_from(bound)] += penalty
         self.factor = cholesky(bound, lower=True, overwrite_a=True, check_finite=False)
+        self.inverse = dtrtri(self.factor, lower=1)[0]
         self.root = np.sqrt(max(bend, np.finfo(np.float64).tiny))  # the same for the intercepts
         self.tolerance = TOLERANCE[problem.Z.dtype]
         self.steepness = np.inf  # squared gradient over the objective, at the last place looked at
@@ -189,16 +213,13 @@ class _Walk:
 
     def _unpacked(self, flat: np.ndarray) -> State:
         V = flat.reshape(self.problem.n_classes, -1)
-        W = solve_triangular(self.factor, V[:, :-1].T, lower=True, trans="T", check_finite=False).T
-        return W, V[:, -1] / self.root
+        return V[:, :-1] @ self.inverse, V[:, -1] / self.root
 
     def _value(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
         problem, (W, free) = self.problem, self._unpacked(flat)
         loss, slope = problem.loss.slope(problem.scores(W, free), problem.codes, problem.weights)
-        # written so that the long side of Z is walked once, in order
-        inner = (slope.T.astype(problem.Z.dtype) @ problem.Z).astype(np.float64) + self.penalty * W
-        gradient = solve_triangular(self.factor, inner.T, lower=True, check_finite=False).T
-        gradient = np.column_stack([gradient, slope.sum(axis=0) / self.root]).ravel()
+        inner = problem.gathered(slope) + self.penalty * W
+        gradient = np.column_stack([inner @ self.inverse.T, slope.sum(axis=0) / self.root]).ravel()
         value = loss + self.penalty / 2 * float(np.vdot(W, W))
         self.steepness = float(gradient @ gradient) / max(value, np.finfo(np.float64).tiny)
         return value, gradient

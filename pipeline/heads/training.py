@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from .errors import HeadError, known
+from .threads import SMALL
 
 LEARNING_RATES = {"sgd": 1e-3, "adamw": 1e-3, "lbfgs": 1.0}
 LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -88,8 +90,25 @@ def train(network: nn.Module, rows: Rows, validation: Rows | None, class_weights
         validation rows, `val_loss`, `val_accuracy`; and the number of the epoch that was kept.
     """
     recipe.checked()
+    with _threads(rows, recipe):
+        return _train(network, rows, validation, _loss(rows, class_weights, recipe.label_smoothing), recipe)
+
+
+@contextmanager
+def _threads(rows: Rows, recipe: Recipe) -> Iterator[None]:
+    """Let torch use one thread for small batches, which more threads only slow down."""
+    before = torch.get_num_threads()
+    if recipe.batch_size * rows.X.shape[1] < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(network: nn.Module, rows: Rows, validation: Rows | None, loss_of: LossOf,
+           recipe: Recipe) -> tuple[list[dict[str, float]], int]:
     generator = torch.Generator().manual_seed(recipe.seed)
-    loss_of = _loss(rows, class_weights, recipe.label_smoothing)
     optimizer, scheduler = _optimizer(network, recipe)
     history: list[dict[str, float]] = []
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None

@@ -1,0 +1,298 @@
+"""Choosing a head's settings fairly: cross-validation on the training rows, or the validation rows, never the test."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import PipelineError
+from ..evaluation import evaluate
+from ..progress import Progress, silent
+from .base import Head, probabilities
+from .errors import HeadError, known
+from .registry import HEADS, make_head
+from .threads import one_thread
+
+METRICS = {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": -1}  # 1: larger is better
+Settings = dict[str, Any]
+Fold = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes
+    ----------
+    head : Head
+        With the chosen settings, fitted on all training rows.
+    settings : dict
+        The chosen settings, those of the grid alone.
+    selection : {'cv', 'val'}
+        What they were chosen on.
+    rows : list of dict
+        One a candidate in the grid's order: its settings, the mean of each of `METRICS`, `error` (standard error of
+        the metric chosen by), `seconds` (all its fits), `chosen`.
+    """
+
+    head: Head
+    settings: Settings
+    selection: str
+    rows: list[dict[str, Any]]
+
+
+def sweep_head(
+    name: str, X: np.ndarray, y: np.ndarray, *, X_val: np.ndarray | None = None, y_val: np.ndarray | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None, fixed: Mapping[str, Any] | None = None, folds: int = 5,
+    seed: int = 0, metric: str = "accuracy", one_standard_error: bool = False, n_jobs: int = -1,
+    folder: Path | None = None, progress: Progress = silent,
+) -> SweepResult:
+    """Try a grid of settings and fit the best on all training rows.
+
+    Parameters
+    ----------
+    name : str
+        A name in `HEADS`.
+    X, y : (N, D) array, (N,) int array
+        Training rows and their class ids.
+    X_val, y_val : arrays, optional
+        Choose on these rows instead of by cross-validation; they are not trained on.
+    grid : mapping from setting to values, optional
+        All combinations are tried. By default the head's own grid. Simplest values first: they win ties.
+    fixed : mapping, optional
+        Settings for all candidates, as `make_head` takes them.
+    folds : int
+        Of the stratified cross-validation; fewer where the largest class has fewer rows.
+    seed : int
+        Of the folds and of the heads.
+    metric : str
+        One of `METRICS`. Between equal candidates log loss decides, then the grid's order.
+    one_standard_error : bool
+        Take the first candidate within one standard error of the best, as in CART.
+    n_jobs : int
+        Processes; -1 is one a core.
+    folder : Path, optional
+        Where finished fits are kept, so that a killed sweep goes on where it stopped.
+    progress : callable
+        See `pipeline.progress`; counts fits.
+
+    Returns
+    -------
+    SweepResult
+
+    Raises
+    ------
+    HeadError
+        For unknown settings or metrics, an empty grid, or too few rows to choose on.
+    """
+    known("metric", metric, METRICS)
+    candidates = combinations(HEADS[name].grid if grid is None else grid)
+    head = make_head(name, seed=seed, **dict(fixed or {}))
+    for one in candidates:
+        for setting in one:
+            known(f"setting of head {name!r}", setting, HEADS[name].settings)
+    X, y = np.asarray(X), np.asarray(y)
+    if X_val is None or y_val is None:
+        task = _Task(head, X, y, candidates, cross_validation_folds(y, folds, seed), int(y.max()) + 1)
+        selection = "cv"
+    else:
+        both = np.arange(len(y)), np.arange(len(y), len(y) + len(y_val))
+        n_classes = int(max(y.max(), np.max(y_val))) + 1
+        task = _Task(head, np.concatenate([X, X_val]), np.concatenate([y, y_val]), candidates, [both], n_classes)
+        selection = "val"
+    fits = run_fits(task, n_jobs, folder, progress)
+    rows = summarised(task, fits, metric)
+    best = chosen(rows, metric, one_standard_error)
+    rows[best]["chosen"] = True
+    return SweepResult(head.set_params(**candidates[best]).fit(X, y), candidates[best], selection, rows)
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """Return all combinations of a grid's values, the last setting varying fastest; of an empty grid, one: {}."""
+    if any(isinstance(values, str) or not len(values) for values in grid.values()):
+        raise HeadError(f"The grid {dict(grid)!r} is not usable: each setting needs one value or more, in a list.")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def cross_validation_folds(y: np.ndarray, folds: int, seed: int) -> list[Fold]:
+    """Return stratified (train, test) indices; a class of one row is in training only by chance."""
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = np.unique(y, return_counts=True)[1]
+    if folds < 2 or counts.max() < 2:
+        raise HeadError(
+            f"Cross-validation needs two folds and a class of two rows or more; there are {folds} folds, and the "
+            f"largest class has {counts.max()} rows. Choose on validation rows, or give the settings."
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class|The number of unique classes")
+        splitter = StratifiedKFold(min(folds, int(counts.max())), shuffle=True, random_state=seed)
+        return list(splitter.split(np.zeros(len(y)), y))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Everything that the fits of one sweep need."""
+
+    head: Head
+    X: np.ndarray
+    y: np.ndarray
+    candidates: list[Settings]
+    folds: list[Fold]
+    n_classes: int
+
+    def digest(self) -> str:
+        """Return what tells this sweep from any other whose fits may lie in the same folder."""
+        described = [type(self.head).__name__, self.head.get_params(deep=False), self.n_classes, self.X.shape,
+                     str(self.X.dtype)]
+        digest = hashlib.sha256(json.dumps(described, default=str, sort_keys=True).encode())
+        arrays = (self.X, self.y, *itertools.chain.from_iterable(self.folds))
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+class Fits:
+    """Finished fits: scores by candidate and fold, one JSON line each in a file that a kill cannot spoil.
+
+    Parameters
+    ----------
+    path : Path or None
+        None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    def add(self, key: str, scores: Mapping[str, float]) -> None:
+        """Append one fit; a line is written at once, so processes may share the file."""
+        if self.path is None:
+            return
+        line = json.dumps({"key": key, **scores}) + "\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise HeadError(f"{self.path} cannot be written: {error.strerror}.") from error
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Return the fits by key; a line that a kill cut short is left out."""
+        if self.path is None or not self.path.exists():
+            return {}
+        found = {}
+        for line in self.path.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+                found[entry.pop("key")] = {name: float(entry[name]) for name in (*METRICS, "n", "seconds")}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return found
+
+
+def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress) -> dict[tuple[int, int], Any]:
+    """Fit every candidate on every fold, except those already kept; return scores by (candidate, fold)."""
+    from joblib import Parallel, delayed
+
+    fits = _opened(folder, task)
+    keys = {(c, f): f"{json.dumps(one, default=str)} fold {f}" for c, one in enumerate(task.candidates)
+            for f in range(len(task.folds))}
+    kept = fits.read()
+    results: dict[tuple[int, int], Any] = {place: kept[key] for place, key in keys.items() if key in kept}
+    jobs = [[place for place in part if place not in results] for part in _parts(task, n_jobs)]
+    parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
+    with progress(total=len(keys), desc="Sweep", unit="fit") as bar:
+        bar.update(len(results))
+        for found in parallel(delayed(_fit_part)(task, part, fits, keys) for part in jobs if part):
+            results |= found
+            bar.update(len(found))
+    return results
+
+
+def _opened(folder: Path | None, task: _Task) -> Fits:
+    if folder is None:
+        return Fits(None)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HeadError(f"{folder} cannot be written: {error.strerror}.") from error
+    return Fits(Path(folder) / f"sweep-{task.digest()[:16]}.jsonl")
+
+
+def _parts(task: _Task, n_jobs: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut the fits into jobs: a fold's candidates together, so that a path shares work, unless cores would idle."""
+    from joblib import effective_n_jobs
+
+    cores, folds = effective_n_jobs(n_jobs), len(task.folds)
+    pieces = min(len(task.candidates), max(1, -(-2 * cores // folds)))
+    for fold in range(folds):
+        for part in np.array_split(np.arange(len(task.candidates)), pieces):
+            yield [(int(candidate), fold) for candidate in part]
+
+
+def _fit_part(task: _Task, places: list[tuple[int, int]], fits: Fits,
+              keys: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], dict[str, float]]:
+    """Fit candidates of one fold in turn."""
+    train, test = task.folds[places[0][1]]
+    results: dict[tuple[int, int], dict[str, float]] = {}
+    with one_thread():
+        X, y, held_out = task.X[train], task.y[train], task.X[test]
+        started = time.perf_counter()
+        heads = task.head.fit_path(X, y, [task.candidates[candidate] for candidate, _ in places])
+        for place, head in zip(places, _explained(heads, task, places), strict=True):
+            scores = evaluate(task.y[test], probabilities(head, held_out, task.n_classes))
+            entry = {name: float(scores[name]) for name in (*METRICS, "n")}
+            entry["seconds"] = time.perf_counter() - started
+            fits.add(keys[place], entry)
+            results[place] = entry
+            started = time.perf_counter()
+    return results
+
+
+def _explained(heads: Iterable[Head], task: _Task, places: list[tuple[int, int]]) -> Iterator[Head]:
+    """Pass heads on; an error says which settings it happened with."""
+    done = 0
+    try:
+        for head in heads:
+            done += 1
+            yield head
+    except PipelineError as error:
+        raise HeadError(f"With the settings {task.candidates[places[done][0]]}: {error}") from error
+
+
+def summarised(task: _Task, fits: Mapping[tuple[int, int], Mapping[str, float]], metric: str) -> list[dict[str, Any]]:
+    """Return a row a candidate, means over folds weighted by their rows."""
+    rows = []
+    for index, candidate in enumerate(task.candidates):
+        found = [fits[index, fold] for fold in range(len(task.folds))]
+        sizes = np.array([one["n"] for one in found])
+        means = {name: float(np.average([one[name] for one in found], weights=sizes)) for name in METRICS}
+        error = _standard_error([one[metric] for one in found], means["accuracy"], sizes)
+        seconds = sum(one["seconds"] for one in found)
+        rows.append({**candidate, **means, "error": error, "seconds": seconds, "chosen": False})
+    return rows
+
+
+def _standard_error(scores: Sequence[float], accuracy: float, sizes: np.ndarray) -> float:
+    """Return the standard error of a mean over folds; of one held-out set, that of its accuracy."""
+    if len(scores) > 1:
+        return float(np.std(scores, ddof=1) / np.sqrt(len(scores)))
+    return float(np.sqrt(accuracy * (1 - accuracy) / sizes[0]))
+
+
+def chosen(rows: Sequence[Mapping[str, Any]], metric: str, one_standard_error: bool) -> int:
+    """Return the index of the candidate to take; see `sweep_head`."""
+    sign = METRICS[metric]
+    best = max(range(len(rows)), key=lambda i: (sign * rows[i][metric], -rows[i]["log_loss"], -i))
+    if not one_standard_error:
+        return best
+    enough = sign * rows[best][metric] - rows[best]["error"]
+    return next(i for i in range(len(rows)) if sign * rows[i][metric] >= enough)

@@ -1,0 +1,237 @@
+"""Settings are chosen on the training rows or on validation rows, finished fits survive a kill, figures are fair."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import StratifiedKFold
+
+from pipeline.evaluation import evaluate
+from pipeline.heads import HEADS, HeadError, make_head, sweep_head
+from pipeline.heads.sweep import METRICS, chosen, combinations
+from pipeline.registry import Registry
+
+
+@pytest.fixture(scope="module")
+def rows():
+    X, y = load_digits(return_X_y=True)
+    rng = np.random.default_rng(0)
+    return X[:400] + rng.normal(scale=4, size=(400, 64)), y[:400]
+
+
+class Bar:
+    """A progress bar that remembers what it was told."""
+
+    def __init__(self):
+        self.total, self.steps = None, []
+
+    def __call__(self, total, desc, unit):
+        self.total = total
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, n):
+        self.steps.append(n)
+
+
+def test_scores_are_those_of_cross_validation_by_hand(rows):
+    X, y = rows
+    found = sweep_head("ridge", X, y, grid={"alpha": [10.0, 1e5]}, folds=4, seed=3, n_jobs=1)
+    for row in found.rows:
+        scores = []
+        for train, test in StratifiedKFold(4, shuffle=True, random_state=3).split(X, y):
+            head = make_head("ridge", alpha=row["alpha"]).fit(X[train], y[train])
+            scores.append(evaluate(y[test], head.predict_proba(X[test])))
+        for metric in METRICS:
+            assert row[metric] == pytest.approx(np.mean([one[metric] for one in scores]))
+        assert row["error"] == pytest.approx(np.std([one["accuracy"] for one in scores], ddof=1) / 2)
+    assert found.selection == "cv"
+    assert found.settings == {"alpha": 10.0}
+    assert [row["chosen"] for row in found.rows] == [True, False]
+
+
+def test_refit_uses_all_training_rows_with_the_chosen_settings(rows):
+    X, y = rows
+    found = sweep_head("lda", X, y, fixed={"scaling": "none"}, n_jobs=1)
+    again = make_head("lda", scaling="none", **found.settings).fit(X, y)
+    np.testing.assert_array_equal(found.head.predict_proba(X), again.predict_proba(X))
+    assert len(found.rows) == len(HEADS["lda"].grid["shrinkage"])
+
+
+def test_validation_rows_choose_but_are_not_trained_on(rows):
+    X, y = rows
+    found = sweep_head("ridge", X[:300], y[:300], X_val=X[300:], y_val=y[300:], grid={"alpha": [1.0, 1e6]}, n_jobs=1)
+    expected = make_head("ridge", alpha=1.0).fit(X[:300], y[:300])
+    assert found.selection == "val"
+    np.testing.assert_array_equal(found.head.coef_, expected.coef_)
+    score = evaluate(y[300:], expected.predict_proba(X[300:]))["accuracy"]
+    assert found.rows[0]["accuracy"] == pytest.approx(score)
+    assert found.rows[0]["error"] == pytest.approx(np.sqrt(score * (1 - score) / 100))
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear-svm"])
+def test_path_of_penalties_gives_the_same_as_single_fits(rows, name):
+    X, y = rows
+    path = list(make_head(name).fit_path(X, y, [{"C": C} for C in (1e-3, 3e-3, 1e-2, 3e-2, 0.1)]))
+    singles = [make_head(name, C=head.C).fit(X, y) for head in path]
+    for head, single in zip(path, singles, strict=True):
+        np.testing.assert_allclose(head.predict_proba(X), single.predict_proba(X), atol=2e-4)
+    assert sum(head.n_iter_ for head in path) < sum(head.n_iter_ for head in singles)
+
+
+def test_logistic_sweep_is_as_good_as_scikit_learns_and_takes_45_steps(rows):
+    X, y = rows
+    train, test = np.arange(300), np.arange(300, 400)
+    found = sweep_head("logistic", X[train], y[train], n_jobs=1)
+    mean, deviation = X[train].mean(axis=0), np.where(X[train].std(axis=0) > 0, X[train].std(axis=0), 1)
+    Z = (X - mean) / deviation
+    reference = LogisticRegressionCV(Cs=np.logspace(-6, 5, 45)[10:30], cv=5, max_iter=2000, l1_ratios=(0,),
+                                     use_legacy_attributes=False, scoring="accuracy").fit(Z[train], y[train])
+    assert len(found.rows) == 45
+    assert found.head.score(X[test], y[test]) >= reference.score(Z[test], y[test]) - 0.02
+
+
+def test_all_processes_give_the_same_as_one(rows):
+    X, y = rows
+    grid = {"k": [1, 5], "T": [0.07, 0.2]}
+    one, two = (sweep_head("knn", X, y, grid=grid, n_jobs=n_jobs) for n_jobs in (1, 2))
+    for a, b in zip(one.rows, two.rows, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_progress_counts_every_fit(rows):
+    bar = Bar()
+    sweep_head("nearest-centroid", *rows, folds=3, n_jobs=1, progress=bar)
+    assert (bar.total, sum(bar.steps)) == (12, 12)
+
+
+def test_finished_fits_are_not_done_again(rows, tmp_path):
+    first = sweep_head("knn", *rows, grid={"k": [1, 5]}, folds=3, n_jobs=1, folder=tmp_path)
+    bar = Bar()
+    second = sweep_head("knn", *rows, grid={"k": [1, 5]}, folds=3, n_jobs=1, folder=tmp_path, progress=bar)
+    assert second.rows == first.rows  # seconds included: nothing was fitted anew
+    assert bar.steps == [6]
+    third = Bar()
+    sweep_head("knn", *rows, grid={"k": [1, 5, 9]}, folds=3, n_jobs=1, folder=tmp_path, progress=third)
+    assert third.steps[0] == 6
+
+
+@pytest.mark.parametrize("change", ["rows", "labels", "settings", "seed"])
+def test_finished_fits_of_another_sweep_are_not_taken(rows, tmp_path, change):
+    X, y = rows
+    sweep_head("knn", X, y, grid={"k": [1]}, folds=3, n_jobs=1, folder=tmp_path)
+    X2, y2 = X.copy(), y.copy()
+    if change == "rows":
+        X2[0, 0] += 1
+    if change == "labels":
+        y2[0] = (y2[0] + 1) % 10
+    bar = Bar()
+    sweep_head("knn", X2, y2, grid={"k": [1]}, folds=3, n_jobs=1, folder=tmp_path, progress=bar,
+               seed=int(change == "seed"), fixed={"scaling": "l2"} if change == "settings" else None)
+    assert bar.steps[0] == 0
+
+
+def test_line_that_a_kill_cut_short_is_fitted_again(rows, tmp_path):
+    first = sweep_head("knn", *rows, grid={"k": [1, 5]}, folds=3, n_jobs=1, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    bar = Bar()
+    second = sweep_head("knn", *rows, grid={"k": [1, 5]}, folds=3, n_jobs=1, folder=tmp_path, progress=bar)
+    assert bar.steps == [5, 1]
+    assert [row["accuracy"] for row in second.rows] == [row["accuracy"] for row in first.rows]
+
+
+KILLED = """
+import numpy, sys
+from sklearn.datasets import load_digits
+from pipeline.heads import sweep_head
+X, y = load_digits(return_X_y=True)
+sweep_head("random-forest", X[:300], y[:300], n_jobs=1, folds=4, folder=sys.argv[1])
+"""
+
+
+def test_killed_sweep_goes_on_where_it_stopped(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)])
+    for _ in range(600):
+        time.sleep(0.1)
+        if any(len(file.read_bytes().splitlines()) >= 2 for file in tmp_path.iterdir()):
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (file,) = tmp_path.iterdir()
+    kept = [json.loads(line)["key"] for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert 2 <= len(kept) < 24
+    bar = Bar()
+    X, y = load_digits(return_X_y=True)
+    sweep_head("random-forest", X[:300], y[:300], n_jobs=1, folds=4, folder=tmp_path, progress=bar)
+    assert bar.steps[0] == len(kept)
+    assert sum(bar.steps) == 24
+
+
+def table(accuracy, error=0.02, loss=None):
+    loss = [0.5] * len(accuracy) if loss is None else loss
+    return [{"accuracy": a, "log_loss": b, "error": error} for a, b in zip(accuracy, loss, strict=True)]
+
+
+def test_best_then_log_loss_then_the_first_wins():
+    assert chosen(table([0.8, 0.9, 0.9], loss=[0.1, 0.6, 0.5]), "accuracy", False) == 2
+    assert chosen(table([0.9, 0.9]), "accuracy", False) == 0
+    assert chosen(table([0.8, 0.9], loss=[0.1, 0.6]), "log_loss", False) == 0
+
+
+def test_one_standard_error_rule_takes_the_first_that_is_near_enough():
+    assert chosen(table([0.85, 0.89, 0.9]), "accuracy", True) == 1
+    assert chosen(table([0.85, 0.87, 0.9]), "accuracy", True) == 2
+
+
+def test_combinations_vary_the_last_setting_fastest():
+    assert combinations({"a": [1, 2], "b": [3, 4]}) == [
+        {"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}
+    ]
+    assert combinations({}) == [{}]
+
+
+def test_every_default_grid_is_understood_by_its_head():
+    assert isinstance(HEADS, Registry)
+    for name, entry in HEADS.items():
+        assert set(entry.grid) <= set(entry.settings), name
+
+
+def test_class_with_one_row_is_swept_all_the_same(rows):
+    X, y = rows
+    kept = np.r_[np.flatnonzero(y < 3), np.flatnonzero(y == 3)[:1]]
+    found = sweep_head("nearest-centroid", X[kept], y[kept], n_jobs=1)
+    assert found.head.classes_.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"metric": "accurac"}, "Did you mean 'accuracy'"),
+    ({"grid": {"c": [1.0]}}, "Unknown setting of head 'ridge' 'c'"),
+    ({"grid": {"alpha": []}}, "not usable"),
+    ({"grid": {"alpha": "loo"}}, "not usable"),
+    ({"grid": {"alpha": [1.0, -1.0]}}, r"With the settings \{'alpha': -1.0\}: alpha is -1.0"),
+    ({"folds": 1}, "two folds"),
+], ids=str)
+def test_what_cannot_be_swept_is_refused(rows, changes, message):
+    with pytest.raises(HeadError, match=message):
+        sweep_head("ridge", *rows, n_jobs=1, **changes)
+
+
+def test_one_row_a_class_cannot_be_cross_validated():
+    with pytest.raises(HeadError, match="largest class has 1 rows"):
+        sweep_head("ridge", np.eye(3), np.arange(3))
