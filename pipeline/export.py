@@ -94,9 +94,8 @@ def _network(classifier: ImageClassifier, run: Run) -> torch.nn.Module:
             self.head.weight.data = torch.from_numpy(weight).float()
             self.head.bias.data = torch.from_numpy(bias).float()
             self.unit = head.scaler_.kind == "l2"
-            for name in ("mean", "std"):
-                values = torch.tensor(getattr(backbone.transform, name)).view(1, 3, 1, 1)
-                self.register_buffer(name, values)
+            self.mean = torch.nn.Buffer(torch.tensor(backbone.transform.mean).view(1, 3, 1, 1))
+            self.std = torch.nn.Buffer(torch.tensor(backbone.transform.std).view(1, 3, 1, 1))
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             features = self.features((pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std)
@@ -109,7 +108,8 @@ def _network(classifier: ImageClassifier, run: Run) -> torch.nn.Module:
 
 def _samples(classifier: ImageClassifier, run: Run) -> np.ndarray:
     """Return the pixels of some images that the run was scored on; noise where they are gone."""
-    transform, found = classifier.backbone.transform, []
+    transform = classifier.backbone.transform
+    found: list[np.ndarray] = []
     root = Path(run.config()["dataset"]["root"])
     for row in reversed(run.predictions()):
         if len(found) < CHECKED:
@@ -147,6 +147,7 @@ def _write_onnx(network: torch.nn.Module, pixels: np.ndarray, path: Path, metada
         network, (torch.from_numpy(pixels[:2]),), dynamo=True, input_names=["pixels"],
         output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("images")},), verbose=False,
     )  # fmt: skip
+    assert program is not None  # dynamo=True gives one
     model = program.model_proto
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))

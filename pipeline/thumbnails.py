@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .data import UnreadableImageError, decode, read_bytes
+from .errors import PipelineError
 
 SIDE, GAP, LINE = 150, 10, 15
 GREY, INK, PAPER = (215, 215, 215), (30, 30, 30), (255, 255, 255)
@@ -92,3 +93,18 @@ def _fitting(text: str, width: int) -> str:
         text = plain(text)[:200]
         shown = f"{text[: kept // 2]}…{text[len(text) - kept // 2 :]}"
     return shown
+
+
+def save(page: Image.Image, path: Path) -> None:
+    """Write a page as a PNG file, or in the format that the file's name asks for.
+
+    Raises
+    ------
+    PipelineError
+        If it cannot be written, or the name asks for no known format.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.save(path)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"Cannot write {str(path)!r}: {error}.") from error

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
+from .predicting import predict_to_file, save_grid
 from .printing import (
     print_json,
     print_notes,
@@ -142,6 +143,9 @@ def predict(options: argparse.Namespace) -> None:
         run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
         cache_dir=options.cache_dir, limits=_limits(options),
     )
+    if options.csv and not (options.json or options.grid):
+        predict_to_file(classifier, run, paths, options.csv)
+        return
     found = classifier.predict(paths, progress=progress_bars())
     print_notes(classifier.notes)
     rows = [(prediction.path, prediction.label or "", prediction.prob) for prediction in found]
@@ -154,6 +158,8 @@ def predict(options: argparse.Namespace) -> None:
             (each.path, each.label, each.prob, *(each.probabilities.get(name) for name in classifier.classes),
              each.reason) for each in found
         ))
+    if options.grid:
+        save_grid(found, options.grid)
     if options.json:
         print_json({"predictions": [
             {"path": path, "label": label or None, "prob": prob} for path, label, prob in rows
