@@ -101,10 +101,12 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """Return the type of the arithmetic; ``auto`` is what the device is quick at without loss of quality."""
     if precision != "auto":
         return getattr(torch, precision)
-    if device.type in ("cuda", "xpu"):
-        native = device.type == "xpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        chip = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return torch.bfloat16 if chip.get("avx512_bf16") or chip.get("amx_bf16") else torch.float32
+    return torch.bfloat16 if device.type == "xpu" else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:

@@ -19,6 +19,7 @@ from ..backbones.backbone import random_weights
 from ..data import Dataset
 from ..errors import PipelineError, RunError
 from ..progress import Progress, silent
+from .allocator import kept_memory
 from .batches import Decoder
 from .blocks import find_blocks
 from .checkpoints import Checkpoints
@@ -85,7 +86,7 @@ def train(
     if strategy.random:
         backbone = replace(backbone, weights=random_weights(backbone.architecture, settings.seed))
     device = choose_device(settings.device)
-    with world(device) as place, _torch_state(settings):
+    with world(device) as place, _torch_state(settings), kept_memory(device.type == "cpu"):
         if not place.main:
             progress, log = silent, lambda line: None
         checkpoints = Checkpoints(run_folder) if run_folder else None
