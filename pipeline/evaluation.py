@@ -57,8 +57,8 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) ->
         "accuracy": correct / n,
         "accuracy_ci95": list(wilson_interval(correct, n)),
         **({"top5": top_accuracy(labels, probabilities)} if n_classes > TOP else {}),
-        "balanced_accuracy": _balanced_accuracy(counts),
-        "macro_f1": _macro_f1(counts),
+        "balanced_accuracy": balanced_accuracy(counts),
+        "macro_f1": macro_f1(counts),
         "log_loss": log_loss(labels, probabilities),
         **_intervals(counts, _losses(labels, probabilities), np.random.default_rng(seed)),
         "brier": brier_score(labels, probabilities),
@@ -147,11 +147,13 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = B
     return sum(bin["n"] * abs(bin["accuracy"] - bin["confidence"]) for bin in found) / len(confidence)
 
 
-def _balanced_accuracy(counts: np.ndarray) -> float:
+def balanced_accuracy(counts: np.ndarray) -> float:
+    """Return the mean recall of the classes that occur, from a confusion matrix."""
     return float(_recall_and_f1(counts.sum(axis=1), counts.sum(axis=0), counts.diagonal())[0])
 
 
-def _macro_f1(counts: np.ndarray) -> float:
+def macro_f1(counts: np.ndarray) -> float:
+    """Return the mean F1 of the classes that occur or are predicted, from a confusion matrix."""
     return float(_recall_and_f1(counts.sum(axis=1), counts.sum(axis=0), counts.diagonal())[1])
 
 

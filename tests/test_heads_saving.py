@@ -153,7 +153,8 @@ def test_pickle_would_have_left_a_trace(tmp_path):
     (lambda d: d["values"].update(n_features_in_=9), "usable head"),
     (lambda d: d["values"].update(n_features_in_=10**15), "usable head"),
     (lambda d: d["values"].pop("temperature_"), "usable head"),
-    (lambda d: d["values"]["scaler_"].update(scaling="magic"), "magic"),
+    (lambda d: d["values"]["scaler_"]["plain"].update(kind="magic"), "magic"),
+    (lambda d: d["values"]["scaler_"].update(record="system"), "usable head"),
     (lambda d: d.pop("metadata"), "usable head"),
     (lambda d: d.update(values=[]), "usable head"),
 ], ids=str)

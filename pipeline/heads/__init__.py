@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Head, probabilities
+    from .calibration import calibrate, conformal_threshold, prediction_sets
     from .errors import HeadError
+    from .familiarity import Familiarity, fit_familiarity
     from .linear import LinearHead
     from .registry import HEADS, HeadEntry, make_head
     from .saving import load_head, save_head
@@ -22,12 +24,15 @@ _HOME = {
     "HEADS": "registry", "HeadEntry": "registry", "make_head": "registry",
     "Head": "base", "probabilities": "base", "HeadError": "errors", "SCALINGS": "scaling",
     "LinearHead": "linear", "save_head": "saving", "load_head": "saving",
+    "calibrate": "calibration", "conformal_threshold": "calibration", "prediction_sets": "calibration",
+    "Familiarity": "familiarity", "fit_familiarity": "familiarity",
     "sweep_head": "sweep", "SweepResult": "sweep",
 }
 
 __all__ = [
-    "HEADS", "SCALINGS", "Head", "HeadEntry", "HeadError", "LinearHead", "SweepResult", "load_head", "make_head",
-    "probabilities", "save_head", "sweep_head",
+    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "SweepResult", "calibrate",
+    "conformal_threshold", "fit_familiarity", "load_head", "make_head", "prediction_sets", "probabilities",
+    "save_head", "sweep_head",
 ]
 
 

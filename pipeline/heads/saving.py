@@ -12,13 +12,15 @@ import json
 import os
 import re
 import stat
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import PipelineError, RunError
-from .scaling import SCALINGS, Scaler
+from .familiarity import Familiarity
+from .scaling import Scaler
 
 if TYPE_CHECKING:
     from .base import Head
@@ -27,6 +29,7 @@ FORMAT = 1
 JSON_FILE, ARRAYS_FILE = "head.json", "head.safetensors"
 MOST_JSON = 64 << 20  # bytes; the largest sensible one, of 1,000 classes and 1,000 epochs, is below 1 MB
 MOST_FEATURES = 1 << 24
+RECORDS: dict[str, Any] = {"Scaler": Scaler, "Familiarity": Familiarity}  # attributes that are more than one array
 NAME = re.compile(r"[a-z][a-z0-9_]*_")  # of a fitted attribute
 
 
@@ -107,10 +110,12 @@ def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     for name, value in vars(head).items():
         if not NAME.fullmatch(name):
             continue
-        if isinstance(value, Scaler):
-            values[name] = {"scaling": value.kind}
-            parts = {"center": value.center, "scale": value.scale}
-            arrays |= {f"{name}.{part}": np.ascontiguousarray(own) for part, own in parts.items() if own is not None}
+        if type(value) in RECORDS.values():
+            parts = {field.name: getattr(value, field.name) for field in fields(value)}
+            arrays |= {f"{name}.{part}": np.ascontiguousarray(own) for part, own in parts.items()
+                       if isinstance(own, np.ndarray)}
+            plain = {part: own for part, own in parts.items() if not isinstance(own, np.ndarray)}
+            values[name] = {"record": type(value).__name__, "plain": plain}
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             arrays[name] = np.ascontiguousarray(value)
         else:
@@ -127,7 +132,8 @@ def _assembled(description: dict[str, Any], content: bytes) -> Head:
     head = HEADS[description["head"]].build(**settings)
     arrays = load(content)
     for name, value in description["values"].items():
-        _set(head, name, _scaler(name, value, arrays) if name == "scaler_" else _from_json(value))
+        is_record = isinstance(value, dict) and "record" in value
+        _set(head, name, _record(name, value, arrays) if is_record else _from_json(value))
     for name, array in arrays.items():
         if "." not in name:
             _set(head, name, array)
@@ -141,11 +147,9 @@ def _set(head: Head, name: str, value: Any) -> None:
     setattr(head, name, value)
 
 
-def _scaler(name: str, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> Scaler:
-    kind = value["scaling"]
-    if kind not in SCALINGS:
-        raise RunError(f"Unknown scaling {kind!r}.")
-    return Scaler(kind, arrays.get(f"{name}.center"), arrays.get(f"{name}.scale"))
+def _record(name: str, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
+    parts = {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
+    return RECORDS[value["record"]](**parts, **value["plain"])
 
 
 def _try_out(head: Head) -> None:

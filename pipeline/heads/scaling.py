@@ -37,6 +37,9 @@ class Scaler:
     center: np.ndarray | None = None
     scale: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        known("scaling", self.kind, SCALINGS)
+
     def __call__(self, X: np.ndarray) -> np.ndarray:
         if self.kind == "l2":
             return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(X.dtype).tiny)
