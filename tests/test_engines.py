@@ -16,7 +16,16 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from pipeline.backbones import Backbone, Embedder, TorchEngine, as_described, description, make_engine, resolve
+from pipeline.backbones import (
+    Backbone,
+    Embedder,
+    TorchEngine,
+    as_described,
+    description,
+    make_engine,
+    resolve,
+    resolve_again,
+)
 from pipeline.backbones import openvino_engine as openvino
 from pipeline.backbones.architecture import Architecture
 from pipeline.backbones.embedding import available_cores
@@ -242,6 +251,33 @@ def test_extracting_new_images_and_predicting_need_no_torch(tmp_path):
     (tmp_path / "new.png").rename(new)
     assert not after(commands(["extract", *data, *places, *cpu])) & set(HEAVY)
     assert not after(commands(["predict", *places, *runs, *cpu, str(new)])) & set(HEAVY)
+
+
+def test_what_a_name_meant_is_remembered_without_importing_what_told_it(tmp_path):
+    code = f"""
+from pathlib import Path
+from pipeline.backbones import resolve_again
+backbone = resolve_again("resnet18", "random", cache_dir=Path({str(tmp_path)!r}))
+print(backbone.spec.sha256, backbone.label)
+"""
+    assert after(code) >= {"torch", "torchvision"}
+    assert not after(code) & set(HEAVY)
+    fresh, again = resolve("resnet18", "random"), resolve_again("resnet18", "random", cache_dir=tmp_path)
+    assert (again.spec, again.label, again.network().layer) == (fresh.spec, fresh.label, fresh.layer)
+    (path,) = (tmp_path / "engines").iterdir()
+    text = path.read_text()
+    for damaged in ("", "[]", "{}", text.replace('"seed": 0', '"seed": 1'), text.replace("bilinear", "bicubic", 1)):
+        path.write_text(damaged)
+        assert resolve_again("resnet18", "random", cache_dir=tmp_path).spec == fresh.spec
+        assert json.loads(path.read_text()) == json.loads(text)
+
+
+def test_a_weights_file_that_changed_is_another_question(tmp_path):
+    path = tmp_path / "own.pth"
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(resolve(weights="random", seed=seed).network().network.state_dict(), path)
+        assert resolve_again("efficientnet_lite0", path, cache_dir=tmp_path).spec == resolve(weights=path).spec
 
 
 @needs_openvino

@@ -18,6 +18,7 @@ from .backbone import (
 from .embedding import Embedder
 from .engine import ENGINES, Engine, make_engine
 from .openvino_engine import is_prepared
+from .remembered import resolve_again
 from .torch_engine import TorchEngine, choose_device
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "listings",
     "make_engine",
     "resolve",
+    "resolve_again",
 ]

@@ -208,6 +208,7 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
         lambda: found().architecture.skeleton(),
         lambda tag: transform,
         lambda tag: found().weights,
+        tuple(fields.get("tags", ())),
         convert=lambda state: found().architecture.convert(state),
     )
     weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
@@ -231,8 +232,8 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
             fields["layer"], fields["precision"], fast_decode=fields.get("fast_decode", False),
         )
     else:
-        named = ("name", "weights", "layer", "precision", "seed")
-        found = resolve(*[fields[name] for name in named], fields.get("fast_decode", False))
+        asked = {"fast_decode": False, **fields}
+        found = resolve(*(asked[name] for name in ("name", "weights", "layer", "precision", "seed", "fast_decode")))
     if found.spec != spec:
         changed = "; ".join(f"{field}: {theirs!r} then, {ours!r} now" for field, theirs, ours in
                             found.spec.differences(spec))

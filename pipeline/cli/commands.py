@@ -243,10 +243,12 @@ def cache_rm(options: argparse.Namespace) -> None:
 
 
 def _backbone(options: argparse.Namespace, precision: str | None = None) -> Any:
-    from ..backbones import resolve
+    from ..backbones import resolve_again
 
-    return resolve(options.backbone, options.weights, options.layer, precision or options.precision, options.seed,
-                   getattr(options, "fast_decode", False))
+    return resolve_again(
+        options.backbone, options.weights, options.layer, precision or options.precision, options.seed,
+        getattr(options, "fast_decode", False), cache_dir=None if precision else options.cache_dir,
+    )
 
 
 def _limits(options: argparse.Namespace) -> Any:
