@@ -23,6 +23,7 @@ import numpy as np
 
 from .errors import RunError, suggestion
 from .store.lock import hold
+from .store.notebook import html_table
 
 FORMAT = 1
 COLUMNS = ("filename", "split", "label", "prediction", "prob")
@@ -62,6 +63,12 @@ class Run:
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    def _repr_html_(self) -> str:
+        """Show a notebook the figures of each split."""
+        header = ("split", "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "log_loss")
+        rows = [(name, *(scores.get(key) for key in header[1:])) for name, scores in self.metrics["splits"].items()]
+        return html_table(f"run {self.name}", header, rows)
 
     def config(self) -> dict[str, Any]:
         """Read `config.toml`: what made the run."""

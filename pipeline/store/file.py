@@ -15,6 +15,7 @@ from ..errors import CacheError
 from .blocks import CheckedReader, ignore
 from .layout import DATASETS
 from .meta import StaleCacheError, read_meta
+from .notebook import html_table
 from .paths import CachePlaces
 from .spec import Spec
 from .structure import open_hdf5
@@ -90,6 +91,13 @@ class FeatureCache:
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.meta["counts"]["splits"].items())
         return f"<FeatureCache {self.path}: {self.shape} {self.dtype}; {counts}; {len(self.classes)} classes>"
+
+    def _repr_html_(self) -> str:
+        """Show a notebook how many images of each class every split holds."""
+        splits = list(self.meta["counts"]["splits"])
+        sizes = {split: np.bincount(self.labels[self.indices(split)], minlength=len(self.classes)) for split in splits}
+        rows = [(name, *(int(sizes[split][label]) for split in splits)) for label, name in enumerate(self.classes)]
+        return html_table(f"{self.path}: {self.shape} {self.dtype}", ("class", *splits), rows)
 
     @cached_property
     def spec(self) -> Spec:
