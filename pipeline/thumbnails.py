@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .data import UnreadableImageError, decode, read_bytes
-from .errors import PipelineError
+from .data import Dataset, Transform, UnreadableImageError, decode, read_bytes
+from .data.augmentation import AUGMENTATIONS, Augmentation
+from .errors import DataError, PipelineError
 
 SIDE, GAP, LINE = 150, 10, 15
 GREY, INK, PAPER = (215, 215, 215), (30, 30, 30), (255, 255, 255)
@@ -53,6 +55,50 @@ def contact_sheet(root: Path, captions: Sequence[tuple[str, str]], title: str = 
         At most.
     """
     return grid([(thumbnail(root / path), [Path(path).name, text]) for path, text in captions], title, columns)
+
+
+def dataset_sheet(
+    dataset: Dataset, split: str | None = None, count: int = 24, augmentation: str | None = None, seed: int = 0
+) -> tuple[Image.Image, int]:
+    """Return a page of random images of a data set with their labels, and how many it holds.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str, optional
+        Only images of this split.
+    count : int
+        At most.
+    augmentation : str, optional
+        A name in `AUGMENTATIONS`: show random training views.
+
+    Raises
+    ------
+    DataError
+        If there is no image to show.
+    """
+    rows = np.arange(len(dataset)) if split is None else dataset.select(split)
+    if not len(rows) or count < 1:
+        raise DataError(f"There is no image to show: {dataset.name!r} has {len(rows)} of split {split!r}.")
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(rows, min(count, len(rows)), replace=False)).tolist()
+    augment = AUGMENTATIONS[augmentation](Transform((256, 256), (224, 224))) if augmentation else None
+    cells = []
+    for row in chosen:
+        label = dataset.classes[dataset.labels[row]] if dataset.labels[row] >= 0 else "unlabelled"
+        path = dataset.root / dataset.paths[row]
+        image = thumbnail(path) if augment is None else _view(path, augment, rng)
+        cells.append((image, [label, f"{dataset.splits[row]} · {path.name}"]))
+    return grid(cells), len(cells)
+
+
+def _view(path: Path, augment: Augmentation, rng: np.random.Generator) -> Image.Image:
+    try:
+        view = Image.fromarray(augment(decode(read_bytes(path)), rng))
+    except UnreadableImageError:
+        return missing()
+    view.thumbnail((SIDE, SIDE))
+    return view
 
 
 def grid(cells: Sequence[tuple[Image.Image, Sequence[str]]], title: str = "", columns: int = 6) -> Image.Image:

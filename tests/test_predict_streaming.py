@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,13 @@ def test_a_grid_shows_images_with_their_labels(here, capsys):
     assert page.width > 6 * 48 and page.height > 6 * 48
     assert main(["predict", "data/china", "--grid", "out.nothing"]) == 2
     assert "Cannot write 'out.nothing'" in capsys.readouterr().err
+
+
+def test_show_draws_images_of_a_split_with_their_labels_or_as_training_sees_them(here, capsys):
+    assert main(["show", "--data", "data", "--split", "val", "--count", "7", "--out", "out-plain.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": "out-plain.png", "images": 7}
+    assert main(["show", "--data", "data", "--augmentation", "tutorial", "--count", "7", "--out", "out-views.png"]) == 0
+    plain, views = (Image.open(name) for name in ("out-plain.png", "out-views.png"))
+    assert views.size > plain.size  # tiles of 48 pixels, and views at the network's size made small
+    assert main(["show", "--data", "data", "--split", "test"]) == 2
+    assert "no image to show" in capsys.readouterr().err

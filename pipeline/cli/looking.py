@@ -1,4 +1,4 @@
-"""Commands that look at data and results: audit, report, export."""
+"""Commands that look at data and results: show, audit, report, export."""
 
 from __future__ import annotations
 
@@ -14,9 +14,38 @@ from .printing import _printable, print_json, print_notes, print_table, progress
 
 def add_commands(verbs: Any) -> None:
     """Add these commands to the parser's."""
+    _add_show(verbs)
     _add_audit(verbs)
     _add_report(verbs)
     _add_export(verbs)
+
+
+def _add_show(verbs: Any) -> None:
+    from ..data.augmentation import AUGMENTATIONS
+    from .parser import _add_data, _command
+
+    parser = _command(verbs, "show", show, "draw some images of a data set with their labels")
+    _add_data(parser)
+    parser.add_argument("--split", choices=("train", "val", "test", "none"), help="only images of this split")
+    parser.add_argument("--augmentation", metavar="NAME",
+                        help=f"random training views instead: {', '.join(AUGMENTATIONS)}")
+    parser.add_argument("--count", type=int, default=24, metavar="N", help="images (default: 24)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("show.png"), metavar="FILE", help="default: show.png")
+
+
+def show(options: argparse.Namespace) -> None:
+    from ..data import load_dataset
+    from ..thumbnails import dataset_sheet, save
+
+    dataset = load_dataset(options.data, cache_dir=options.cache_dir, val_fraction=options.val_fraction,
+                           progress=progress_bars())
+    page, shown = dataset_sheet(dataset, options.split, options.count, options.augmentation, options.seed)
+    save(page, options.out)
+    if options.json:
+        print_json({"path": str(options.out), "images": shown})
+    else:
+        print(f"{options.out}: {shown} of {len(dataset):,} images")
 
 
 def _add_audit(verbs: Any) -> None:
