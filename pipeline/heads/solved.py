@@ -103,8 +103,8 @@ class LogisticHead(SolvedHead):
     Parameters
     ----------
     C : float or 'auto'
-        Inverse strength of the penalty, on scaled features; 'auto' is 100 divided by the mean squared length of a
-        row (100 / D for standardized features): near the best log loss on photos of 2 and of 18 classes alike.
+        Inverse strength of the penalty, on scaled features; 'auto' is 10 divided by the mean squared length of a
+        row (10 / D for standardized features): a compromise between few images and many, see `--sweep`.
     scaling : str
         Feature scaling, one of `SCALINGS`.
     class_weight : 'balanced', dict or None
@@ -115,7 +115,7 @@ class LogisticHead(SolvedHead):
         Has no effect: the optimum is unique.
     """
 
-    loss, auto, calibrated = CROSS_ENTROPY, 100.0, False
+    loss, auto, calibrated = CROSS_ENTROPY, 10.0, False
 
     def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
                  max_iter: int = 3000, seed: int = 0):
