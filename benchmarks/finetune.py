@@ -1,6 +1,6 @@
 """Fine-tuning against the tutorial's own loop: the same network, images, batches and settings, epoch by epoch in turn.
 
-    python benchmarks/finetune.py FOLDER [--epochs 3] [--images 64] [--batch-size 4] [--workers 4] [--device cpu]
+    python benchmarks/finetune.py FOLDER [--epochs 3] [--images 64] [--batch-size 4] [--workers 4] [--threads N]
 
 FOLDER holds train/ and val/ with class folders. Rows are printed as they come: seconds an epoch of training, and CPU
 seconds (which other work on the machine changes least), the tutorial's loop first. The last rows are medians.
@@ -83,8 +83,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
     dataset = load_dataset(str(options.folder), cache_dir="cache")
     train = dataset.select("train")
     keep = train[np.linspace(0, len(train) - 1, min(options.images, len(train))).astype(int)]
