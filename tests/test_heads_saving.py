@@ -157,7 +157,7 @@ def test_pickle_would_have_left_a_trace(tmp_path):
     (lambda d: d["values"]["scaler_"].update(record="system"), "usable head"),
     (lambda d: d.pop("metadata"), "usable head"),
     (lambda d: d.update(values=[]), "usable head"),
-], ids=str)
+])
 def test_description_of_something_else_is_refused(saved, change, message):
     rewrite(saved, change)
     with pytest.raises(RunError, match=message):

@@ -154,7 +154,7 @@ def superseded(entries: Sequence[CacheEntry]) -> list[CacheEntry]:
 
 
 def unused(entries: Sequence[CacheEntry], used: Collection[tuple[str, str]]) -> list[CacheEntry]:
-    """Return what ``--unused`` removes: all but unfinished caches and those that a run was trained on.
+    """Return what ``--unused`` removes: all but unfinished caches and the complete ones that a run was trained on.
 
     Parameters
     ----------
@@ -163,7 +163,8 @@ def unused(entries: Sequence[CacheEntry], used: Collection[tuple[str, str]]) -> 
         What the runs refer to.
     """
     kept = {(dataset, sha256[:12]) for dataset, sha256 in used}
-    return [entry for entry in entries if entry.state != "partial" and (entry.dataset, entry.spec) not in kept]
+    wanted = [entry for entry in entries if entry.state == "complete" and (entry.dataset, entry.spec) in kept]
+    return [entry for entry in entries if entry.state != "partial" and entry not in wanted]
 
 
 def remove(entry: CacheEntry, disk: Disk = DISK) -> int:
