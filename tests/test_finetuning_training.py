@@ -298,3 +298,14 @@ def test_training_leaves_torchs_random_numbers_as_they_were(dataset, backbone):
     state = torch.get_rng_state()
     train(dataset, backbone, FinetuneSettings(strategy="head-only", **QUICK))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tensorboard_gets_every_epochs_figures(tmp_path, dataset, backbone):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = FinetuneSettings(strategy="head-only", **QUICK | {"epochs": 2}, tensorboard=str(tmp_path / "board"))
+    result = train(dataset, backbone, settings)
+    written = events.EventAccumulator(str(tmp_path / "board"))
+    written.Reload()
+    for name in ("train_loss", "val_accuracy", "lr"):
+        found = [(event.step, event.value) for event in written.Scalars(name)]
+        assert found == [(line["epoch"], pytest.approx(line[name])) for line in result.history]
