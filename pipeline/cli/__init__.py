@@ -19,6 +19,8 @@ KEPT = "what is done is kept; the same command goes on from there"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    # read when torch is imported: threads that wait by spinning make a busy machine several times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         options = build_parser().parse_args(arguments)
         result = options.command(options)
