@@ -154,7 +154,7 @@ def _train(
     cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
     runs_dir: Path, name: str | None = None, jobs: int = -1, progress: Progress = silent,
 ) -> Run:  # fmt: skip
-    folder = runs_dir / ".sweeps" if sweep else None
+    folder = runs_dir.absolute() / ".sweeps" if sweep else None  # worker processes may stand in another folder
     fitted = fit_head(
         cache, head, settings, seed, sweep=sweep, repeats=repeats, folder=folder, jobs=jobs, progress=progress
     )
@@ -192,7 +192,7 @@ def train_heads(
     with opened(features, data, backbone, cache_dir, progress) as cache:
         if sweep:
             return [_train(cache, name, own, seed, sweep, repeats, place, progress=progress) for name, own in jobs]
-        path = cache.path
+        path, place = cache.path.absolute(), place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(

@@ -105,6 +105,7 @@ def extract_features(
             # the network is built only now: a run that finds every row there needs none, nor torch
             embedder = Embedder.of(backbone, device=device, engine=engine, batch_size=batch_size, workers=workers,
                                    cache_dir=cache_dir)
+            writer.require_room(embedder.engine.features * embedder.engine.dtype.itemsize)
             computed, seconds = _compute(writer, plan.blocks, dataset, backbone, embedder, progress)
             remarks += embedder.engine.notes
         # what an interrupted run computed took its time too
