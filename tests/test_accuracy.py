@@ -30,7 +30,7 @@ def test_the_baselines_are_far_below_and_in_the_same_table(place):
     frozen = val_accuracy("logistic", "phototiles", place)
     assert val_accuracy("logistic", "phototiles", place, "pixels") < frozen - 0.3
     assert val_accuracy("svm-rbf", "phototiles", place, "pixels") < frozen - 0.15
-    assert val_accuracy("logistic", "phototiles", place, weights="random") < frozen - 0.3
+    assert val_accuracy("logistic", "phototiles", place, weights="random") < frozen - 0.2
     runs = pipeline.compare("phototiles", runs_dir=place / "runs")
     assert runs[0]["features"] == "efficientnet_lite0"
     assert {run["features"] for run in runs[1:]} == {"pixels", "efficientnet_lite0 random"}
