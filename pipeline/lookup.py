@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .backbones import DEFAULT, POOLED, Backbone
 from .data import Dataset, Limits, load_dataset
 from .errors import CacheError
@@ -48,6 +50,13 @@ def find_cache(
 
 def changes(cache: FeatureCache, dataset: Dataset) -> str:
     """Tell in what a data set differs from its cache: one clause a kind of change, empty if there is none."""
+    columns = ("digests", "labels", "splits")
+    if (
+        cache.classes == dataset.classes
+        and all(np.array_equal(getattr(cache, name), getattr(dataset, name)) for name in columns)
+        and cache.paths == dataset.paths
+    ):
+        return ""  # as it should be; what follows takes memory for each image
     then = dict(_samples(cache.paths, cache.digests, cache.labels, cache.splits, cache.classes))
     now = dict(_samples(dataset.paths, dataset.digests, dataset.labels, dataset.splits, dataset.classes))
     skipped = {path for path, _ in cache.skipped}
