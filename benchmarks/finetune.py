@@ -26,9 +26,9 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from pipeline.backbones import resolve
+from pipeline.backbones.allocator import kept_memory
 from pipeline.data import Dataset, load_dataset
 from pipeline.finetuning import FinetuneSettings
-from pipeline.finetuning.allocator import kept_memory
 from pipeline.finetuning.batches import Decoder
 from pipeline.finetuning.distributed import World
 from pipeline.finetuning.network import Classifier, choose_precision

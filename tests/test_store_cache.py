@@ -267,18 +267,6 @@ def test_opening_for_the_metadata_reads_no_features(tmp_path, monkeypatch):
     assert "/meta" in read and "/features" not in read
 
 
-def test_what_changed_since_is_named(tmp_path):
-    path, images = place(tmp_path), listing(5)
-    extract(path, images.but(contents=["image 0", "image 1", "image 2", "image 3", "broken"]))
-    with FeatureCache.open(path) as cache:
-        assert cache.changes(cache.paths, cache.digests) == {}
-        now = Listing(["image 0", "edited", "image 3", "broken", "new"], ["images/00000.jpg", "images/00001.jpg",
-                      "images/00003.jpg", "images/00004.jpg", "images/00009.jpg"])  # fmt: skip
-        assert cache.changes(now.paths, now.digests) == {
-            "changed": ["images/00001.jpg"], "added": ["images/00009.jpg"], "removed": ["images/00002.jpg"],
-        }  # fmt: skip
-
-
 def test_any_file_name_comes_back(tmp_path):
     path = place(tmp_path)
     names = ["with\nnewline.jpg", "not utf-8 \udcff\udcfe.jpg", "ümlaut/花.jpg", " blanks .jpg ", "x" * 300 + ".jpg"]

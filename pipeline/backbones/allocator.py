@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# parameters of glibc's mallopt(3)
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+# parameters of glibc's mallopt(3), our values, and its defaults
+MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
+KEEPING = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 * 2**20}
+USUAL = {MMAP_MAX: 65536, TRIM_THRESHOLD: 128 * 1024, TOP_PAD: 0}
 
 
-@cache
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, where the C library is glibc.
 
@@ -23,7 +25,25 @@ def keep_freed_memory() -> bool:
     bool
         Whether that was done; elsewhere nothing happens.
     """
+    return _set(KEEPING)
+
+
+@contextmanager
+def kept_memory(on_cpu: bool) -> Iterator[None]:
+    """Keep freed memory for the length of a `with` block, as for a training on a CPU, and give it back afterwards."""
+    if not (on_cpu and keep_freed_memory()):
+        yield
+        return
+    try:
+        yield
+    finally:
+        _set(USUAL)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set(values: dict[int, int]) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 * 2**20)])
+    taken = [mallopt(option, value) for option, value in values.items()]  # each, also where one is refused
+    return all(taken)

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from ..backbones import Backbone, choose_device
+from ..backbones.allocator import kept_memory
 from ..backbones.backbone import random_weights
 from ..data import Dataset
 from ..errors import PipelineError, RunError
 from ..progress import Progress, silent
-from .allocator import kept_memory
 from .batches import Decoder
 from .blocks import find_blocks
 from .checkpoints import Checkpoints

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -164,29 +164,6 @@ class FeatureCache:
             for name in DATASETS
             for block in self.reader.bad_blocks(name, done=done if name == "features" else ignore)
         ]
-
-    def changes(self, paths: Sequence[str], digests: np.ndarray) -> dict[str, list[str]]:
-        """Tell how a listing differs from the one that this cache was made for.
-
-        Parameters
-        ----------
-        paths : sequence of str
-        digests : (N, 16) uint8 array
-
-        Returns
-        -------
-        dict
-            Paths under ``"changed"`` (other content), ``"added"`` and ``"removed"``; empty if nothing differs.
-        """
-        present = {path: digest.tobytes() for path, digest in zip(paths, digests, strict=True)}
-        cached = {path: digest.tobytes() for path, digest in zip(self.paths, self.digests, strict=True)}
-        known = cached.keys() | {path for path, _ in self.skipped}
-        found = {
-            "changed": [path for path in cached if path in present and present[path] != cached[path]],
-            "added": [path for path in present if path not in known],
-            "removed": [path for path in cached if path not in present],
-        }
-        return {kind: names for kind, names in found.items() if names}
 
     def indices(self, split: str, *, unlabelled: bool = False) -> np.ndarray:
         """Return the positions of a split's rows, ascending; those without a label only if asked for."""
