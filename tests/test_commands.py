@@ -404,6 +404,18 @@ def test_help_answers_at_once():
     assert time.monotonic() - begin < 5  # well under a second on a quiet machine; this one may be busy
 
 
+def test_every_command_explains_itself(capsys):
+    from pipeline.cli.parser import build_parser
+
+    verbs = next(action.choices for action in build_parser()._subparsers._group_actions)
+    for words in ([name] for name in verbs):
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, "--help"])
+        assert stopped.value.code == 0
+        assert f"usage: pipeline {words[0]}" in capsys.readouterr().out
+    assert {"extract", "train-head", "finetune", "compare", "predict", "report", "cache", "backbones"} <= set(verbs)
+
+
 def test_python_use_as_the_readme_shows(tiles, warm):
     import pipeline
 

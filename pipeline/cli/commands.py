@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
+from .flags import HEAD_SETTINGS
 from .predicting import predict_to_file, save_grid
 from .printing import (
     print_json,
@@ -22,18 +23,12 @@ from .printing import (
     write_csv,
 )
 
-HEAD_SETTINGS: dict[str, Any] = {  # the tutorial's names; any other setting of a head goes through --set
-    "--scaling": str, "--class-weight": str, "--C": str, "--epochs": int, "--lr": float, "--momentum": float,
-    "--weight-decay": float, "--label-smoothing": float, "--optimizer": str, "--schedule": str, "--step-size": int,
-    "--gamma": float, "--resample": bool,
-}  # fmt: skip
-
 
 def extract(options: argparse.Namespace) -> None:
     from ..experiment import extract
 
     done = extract(
-        options.data, _backbone(options), val_fraction=options.val_fraction, rehash=options.rehash,
+        options.data, backbone_of(options), val_fraction=options.val_fraction, rehash=options.rehash,
         retry_failed=options.retry_failed, strict=options.strict, limits=_limits(options),
         cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers, device=options.device,
         engine=options.engine, progress=progress_bars(),
@@ -66,7 +61,7 @@ def train_head(options: argparse.Namespace) -> None:
         "progress": progress_bars(),
     }  # fmt: skip
     names = _heads(options)
-    backbone = DEFAULT if options.features else _backbone(options)
+    backbone = DEFAULT if options.features else backbone_of(options)
     if len(names) == 1:
         runs = [train_head(names[0], options.data, backbone, name=options.name, **common)]
     else:
@@ -87,7 +82,7 @@ def learning_curve(options: argparse.Namespace) -> None:
     from ..experiment import learning_curve as curve
 
     found = curve(
-        _heads(options), options.data, DEFAULT if options.features else _backbone(options), features=options.features,
+        _heads(options), options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
         sizes=getattr(options, "sizes", None), shots=options.shots, repeats=options.repeats,
         settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir, progress=progress_bars(),
     )  # fmt: skip
@@ -111,7 +106,7 @@ def finetune(options: argparse.Namespace) -> None:
     fields = {field.name for field in dataclasses.fields(FinetuneSettings)}
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
     run = finetune(
-        options.data, _backbone(options, precision="float32"), FinetuneSettings(**given), name=options.name,
+        options.data, backbone_of(options, precision="float32"), FinetuneSettings(**given), name=options.name,
         resume=options.resume, val_fraction=options.val_fraction, limits=_limits(options), cache_dir=options.cache_dir,
         runs_dir=options.runs_dir, progress=progress_bars(), log=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
@@ -242,7 +237,7 @@ def cache_rm(options: argparse.Namespace) -> None:
         print(f"{readable_size(freed)} {'would be ' if options.dry_run else ''}freed")
 
 
-def _backbone(options: argparse.Namespace, precision: str | None = None) -> Any:
+def backbone_of(options: argparse.Namespace, precision: str | None = None) -> Any:
     from ..backbones import resolve_again
 
     return resolve_again(

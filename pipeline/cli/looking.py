@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckFailedError
-from .commands import _backbone
-from .printing import _printable, print_json, print_notes, print_table, progress_bars, readable_size
+from .commands import backbone_of
+from .flags import add_backbone, add_command, add_data
+from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size
 
 
 def add_commands(verbs: Any) -> None:
@@ -22,10 +23,9 @@ def add_commands(verbs: Any) -> None:
 
 def _add_show(verbs: Any) -> None:
     from ..data.augmentation import AUGMENTATIONS
-    from .parser import _add_data, _command
 
-    parser = _command(verbs, "show", show, "draw some images of a data set with their labels")
-    _add_data(parser)
+    parser = add_command(verbs, "show", show, "draw some images of a data set with their labels")
+    add_data(parser)
     parser.add_argument("--split", choices=("train", "val", "test", "none"), help="only images of this split")
     parser.add_argument("--augmentation", metavar="NAME",
                         help=f"random training views instead: {', '.join(AUGMENTATIONS)}")
@@ -49,12 +49,11 @@ def show(options: argparse.Namespace) -> None:
 
 
 def _add_audit(verbs: Any) -> None:
-    from .parser import _add_backbone, _add_data, _command
 
-    parser = _command(verbs, "audit", audit, "look for duplicates, leaks and wrong labels in cached features")
+    parser = add_command(verbs, "audit", audit, "look for duplicates, leaks and wrong labels in cached features")
     parser.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
-    _add_data(parser, splitting=False)
-    _add_backbone(parser)
+    add_data(parser, splitting=False)
+    add_backbone(parser)
     parser.add_argument("--runs", nargs="*", metavar="RUN",
                         help="runs to score again without the leaked images (default: all of this data set)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
@@ -66,9 +65,8 @@ def _add_audit(verbs: Any) -> None:
 
 
 def _add_report(verbs: Any) -> None:
-    from .parser import _command
 
-    parser = _command(verbs, "report", report, "write a page about a run, for any browser")
+    parser = add_command(verbs, "report", report, "write a page about a run, for any browser")
     parser.add_argument("--run", help="name or folder of a run (default: the latest)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
@@ -88,9 +86,8 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _add_export(verbs: Any) -> None:
-    from .parser import _command
 
-    parser = _command(verbs, "export", export, "write a run as one file for other programs")
+    parser = add_command(verbs, "export", export, "write a run as one file for other programs")
     parser.add_argument("--run", help="name or folder of a run (default: the latest)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--format", default="onnx", metavar="NAME", help="onnx (default) or torch-export")
@@ -114,7 +111,7 @@ def audit(options: argparse.Namespace) -> None:
     from ..experiment import audit
 
     found = audit(
-        options.data, DEFAULT if options.features else _backbone(options), features=options.features,
+        options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
         runs=options.runs, threshold=options.near, sheets=options.sheets, seed=options.seed,
         cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
     )  # fmt: skip
@@ -164,6 +161,6 @@ def print_audit(found: dict[str, Any], most: int = 10) -> None:
 def _print_finding(headline: str, lines: Sequence[str], most: int) -> None:
     print(headline)
     for line in lines[:most]:
-        print(f"  {_printable(line)}")
+        print(f"  {printable(line)}")
     if len(lines) > most:
         print(f"  … and {len(lines) - most} more (--json lists all)")

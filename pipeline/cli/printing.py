@@ -55,12 +55,12 @@ def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> N
     """Say below the table which differences are more than chance."""
     found = [run[field]["sentence"] for field in ("versus_best", "versus_baseline") for run in runs if run.get(field)]
     for sentence in () if options.json else dict.fromkeys(found):
-        print(f"\n{_printable(sentence)}", end="")
+        print(f"\n{printable(sentence)}", end="")
     print("" if options.json or not found else "\n", end="")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    cells = [list(map(_printable, row)) for row in [header, *rows]]
+    cells = [list(map(printable, row)) for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     numeric = [all(_is_number(row[column]) for row in cells[1:]) and len(cells) > 1 for column in range(len(header))]
     for row in cells:
@@ -69,7 +69,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(padded).rstrip())
 
 
-def _printable(value: Any) -> str:
+def printable(value: Any) -> str:
     """Return text that neither breaks a table (names may hold newlines) nor fails to encode."""
     text = str(value).encode(errors="backslashreplace").decode()
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

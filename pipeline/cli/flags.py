@@ -1,0 +1,159 @@
+"""Flags that several commands share, and the parser that explains what was mistyped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import PipelineError, UnknownNameError, suggestion
+
+HEAD_SETTINGS: dict[str, Any] = {  # the tutorial's names; any other setting of a head goes through --set
+    "--scaling": str, "--class-weight": str, "--C": str, "--epochs": int, "--lr": float, "--momentum": float,
+    "--weight-decay": float, "--label-smoothing": float, "--optimizer": str, "--schedule": str, "--step-size": int,
+    "--gamma": float, "--resample": bool,
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with a suggestion for what was mistyped."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{**settings, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        if "invalid choice: " in message and self._subparsers:
+            commands = next(action.choices for action in self._subparsers._group_actions)
+            raise UnknownNameError("command", message.split("'")[1], commands or ())
+        raise PipelineError(f"{message[0].upper()}{message[1:]}. `{self.prog} --help` tells more.")
+
+    def parse_args(self, arguments: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        options, left_over = self.parse_known_args(arguments, namespace)
+        if left_over:
+            known = [flag for flag in options.parser._option_string_actions if flag.startswith("--")]
+            hint = suggestion(left_over[0], known, most=0).split(" Known:")[0]
+            raise PipelineError(f"Unknown argument {left_over[0]!r}.{hint} `{options.parser.prog} --help` lists all.")
+        return options
+
+
+def add_command(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], summary: str) -> Parser:
+    """Add a command with its summary, and the flag ``--json`` that all have."""
+    parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(command=run, parser=parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    return parser
+
+
+def numbers(text: str) -> list[int]:
+    """Read whole numbers with commas between."""
+    return [int(number) for number in text.split(",")]
+
+
+def add_head(parser: Parser) -> None:
+    """Which features, which head, and its settings."""
+    from ..heads import HEADS
+
+    parser.add_argument("--head", default="logistic", metavar="NAME",
+                        help=f"{', '.join(HEADS)}; several with commas between, or all (default: logistic)")
+    parser.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
+    add_data(parser, splitting=False)
+    add_backbone(parser)
+    settings = parser.add_argument_group("settings of the head (its own defaults apply)")
+    for flag, kind in HEAD_SETTINGS.items():
+        more = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": "X"}
+        settings.add_argument(flag, **more)
+    settings.add_argument("-b", "--batch-size", type=int, metavar="X")
+    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting")
+
+
+def add_data(parser: Parser, splitting: bool = True) -> None:
+    """Which images: ``--data``, ``--cache-dir`` and, where splits can be decided, ``--val-fraction``."""
+    from ..data import DATASETS, DEFAULT_DATA
+
+    parser.add_argument("--data", default=DEFAULT_DATA, metavar="DATA",
+                        help=f"a folder, a CSV file (path,label[,split]), {', '.join(DATASETS)}, or torchvision:NAME "
+                             f"(default: {DEFAULT_DATA})")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
+    if splitting:
+        parser.add_argument("--val-fraction", type=float, metavar="X",
+                            help="share of the images without a given split that becomes val (default: 0.2)")
+
+
+def add_backbone(parser: Parser, precision: bool = True) -> None:
+    """Which features: backbone, weights, layer and precision."""
+    from ..backbones import DEFAULT, POOLED, PRECISIONS
+
+    parser.add_argument("--backbone", default=DEFAULT, metavar="NAME",
+                        help=f"`pipeline backbones` lists them; timm:NAME too (default: {DEFAULT})")
+    parser.add_argument("--weights", metavar="FILE|TAG", help="a weights file, a published tag, or random")
+    parser.add_argument("--layer", default=POOLED, metavar="NAME",
+                        help="where features are read: a module's name, NAME:mean to average over positions")
+    if precision:
+        parser.add_argument("--precision", default="float32", metavar="P", help=", ".join(PRECISIONS))
+        parser.add_argument("--fast-decode", action="store_true",
+                            help="decode JPEG files much larger than needed at a fraction of their size")
+
+
+def add_limits(parser: Parser) -> None:
+    """What one image may cost."""
+    from ..data import Limits
+
+    usual = Limits()
+    parser.add_argument("--max-bytes", type=int, metavar="N", help=f"largest file read (default: {usual.max_bytes})")
+    parser.add_argument("--max-pixels", type=int, metavar="N",
+                        help=f"largest image decoded (default: {usual.max_pixels})")
+
+
+def add_running(parser: Parser) -> None:
+    """How the network is run: batch size, workers, device, engine."""
+    from ..backbones import ENGINES
+
+    parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images a forward pass")
+    parser.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: one a core; 0: none more)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, … (default: auto)")
+    parser.add_argument("--engine", default="auto", metavar="E", help=f"{', '.join(ENGINES)} (default: auto)")
+    if not any("--seed" in action.option_strings for action in parser._actions):
+        parser.add_argument("--seed", type=int, default=0, help="of random weights")
+
+
+def add_run(parser: Parser) -> None:
+    """Where the result goes, and the seed."""
+    parser.add_argument("--name", help="of the run (default: from data set, backbone and head or strategy)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def add_sweep(parser: Parser) -> None:
+    """How settings are chosen, and how often training is repeated."""
+    group = parser.add_argument_group("choosing settings, and how sure the figures are")
+    group.add_argument("--sweep", action="store_true", help="try a grid of settings; the test split takes no part")
+    group.add_argument("--grid", action="append", default=[], metavar="NAME=V1,V2,…",
+                       help="values to try instead of the head's own (repeatable)")
+    group.add_argument("--select-on", default="cv", metavar="cv|val", help="what chooses (default: cv)")
+    group.add_argument("--folds", type=int, default=5, metavar="N", help="of the cross-validation (default: 5)")
+    group.add_argument("--metric", default="accuracy", metavar="M",
+                       help="accuracy, balanced_accuracy, macro_f1 or log_loss (default: accuracy)")
+    group.add_argument("--one-standard-error", action="store_true",
+                       help="take the simplest candidate within one standard error of the best")
+    group.add_argument("--repeats", type=int, default=1, metavar="N", help="train with N seeds and tell the spread")
+    group.add_argument("--shots", type=numbers, metavar="K1,K2,…",
+                       help="few-shot figures with so many images a class, as `learning-curve --shots`")
+
+
+def add_finetune_settings(parser: Parser) -> None:
+    """One flag a field of `FinetuneSettings`, with its default."""
+    from ..finetuning import STRATEGIES, FinetuneSettings
+
+    short = {"batch_size": ["-b"], "workers": ["-j"]}
+    for field in dataclasses.fields(FinetuneSettings):
+        flags = [*short.get(field.name, []), f"--{field.name.replace('_', '-')}"]
+        if field.name == "seed":
+            continue
+        if isinstance(field.default, bool):
+            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            known = f"{', '.join(STRATEGIES)} " if field.name == "strategy" else ""
+            help_ = f"{known}(default: {field.default})"
+            parser.add_argument(*flags, type=type(field.default), metavar="X", help=help_)
