@@ -235,8 +235,8 @@ def test_given_splits_stay_and_val_is_taken_from_train_only_if_asked(tmp_path):
 
 def test_a_class_too_small_for_val_is_remarked_on(tmp_path):
     root = write_images(tmp_path / "r", "rare/1.png", *(f"often/{number}.png" for number in range(60)))
-    notes = load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=0.001).notes
+    notes = load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=1e-9).notes
     assert notes == (
-        "Split by content: 61 train and 0 val images, for a share of 0.001.",
+        "Split by content: 61 train and 0 val images, for a share of 1e-09.",
         "No val image of class 'often', 'rare': too few images for that share.",
     )
