@@ -15,7 +15,7 @@ import numpy as np
 from .backbones import Backbone, Embedder, as_described, from_description, is_prepared
 from .data import Limits, UnreadableImageError, decode, read_bytes
 from .data.reader import DEFAULT_LIMITS
-from .errors import DataError
+from .errors import DataError, RunError
 from .progress import Progress, silent
 from .runs import Run
 
@@ -123,6 +123,9 @@ class ImageClassifier:
         backbone = as_described(description, opened.path)
         if not is_prepared(backbone, Path(running.get("cache_dir", "cache"))):
             backbone = from_description(description, opened.path)
+        if metadata.get("spec_sha256") != backbone.spec.sha256:
+            raise RunError(f"{str(opened.path)!r} holds a head that was trained on other features than its config.toml "
+                           "names. Train again.")
         return cls(backbone, head, metadata["class_names"], **running)
 
     def save(self, folder: Path) -> None:

@@ -345,6 +345,14 @@ def test_a_run_whose_backbone_changed_is_refused(tiles, warm):
     assert "own.safetensors" in warm.error("predict", tiles, "--run", "run", "--engine", "torch")
 
 
+def test_a_head_refuses_features_that_it_was_not_trained_on(tiles, warm):
+    warm.run("train-head", "--data", tiles, "--name", "run")
+    warm.run("extract", "--data", tiles, "--layer", "blocks.10:mean")
+    warm.run("train-head", "--data", tiles, "--layer", "blocks.10:mean", "--name", "other")
+    shutil.copy("runs/other/config.toml", "runs/run/config.toml")
+    assert "trained on other features" in warm.error("predict", tiles, "--run", "run")
+
+
 def test_training_again_replaces_the_run_and_leaves_nothing_beside_it(tiles, warm):
     warm.run("train-head", "--data", tiles, "--name", "run")
     first = Run.open("run").config()
