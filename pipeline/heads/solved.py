@@ -32,9 +32,13 @@ class SolvedHead(LinearModel):
     auto: float  # what C = 'auto' stands for, times the mean squared length of a row
     calibrated: bool  # whether scores need a temperature from left-out rows
 
-    C: float | str
-    max_iter: int
-    seed: int
+    def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
+                 max_iter: int = 3000, seed: int = 0):
+        self.C = C
+        self.scaling = scaling
+        self.class_weight = class_weight
+        self.max_iter = max_iter
+        self.seed = seed
 
     def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[SolvedHead]:
         """Yield this head fitted with each of the settings in turn; see `Head.fit_path`."""
@@ -117,14 +121,6 @@ class LogisticHead(SolvedHead):
 
     loss, auto, calibrated = CROSS_ENTROPY, 10.0, False
 
-    def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
-                 max_iter: int = 3000, seed: int = 0):
-        self.C = C
-        self.scaling = scaling
-        self.class_weight = class_weight
-        self.max_iter = max_iter
-        self.seed = seed
-
 
 class LinearSVMHead(SolvedHead):
     """Linear support vector machines with squared hinge loss, one class against the rest.
@@ -147,11 +143,3 @@ class LinearSVMHead(SolvedHead):
     """
 
     loss, auto, calibrated = SQUARED_HINGE, 0.1, True
-
-    def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
-                 max_iter: int = 3000, seed: int = 0):
-        self.C = C
-        self.scaling = scaling
-        self.class_weight = class_weight
-        self.max_iter = max_iter
-        self.seed = seed
