@@ -44,12 +44,18 @@ def test_the_generator_alone_decides_in_any_thread(augment):
     assert all(map(np.array_equal, alone, together))
 
 
-def test_torchs_own_generator_is_left_as_it_was(augment):
+def test_torchs_own_generator_gives_the_same_numbers_while_threads_augment(augment):
+    """Dropout draws from it, in the main thread, while others decode."""
     import torch
 
-    before = torch.get_rng_state()
-    augment(IMAGE, np.random.default_rng(0))
-    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(0)
+    alone = torch.rand(4000, 8)
+    torch.manual_seed(0)
+    with ThreadPoolExecutor(4) as pool:
+        views = [pool.submit(augment, IMAGE, np.random.default_rng(seed)) for seed in range(200)]
+        together = torch.stack([torch.rand(8) for _ in range(4000)])
+        assert all(view.result().any() for view in views)
+    assert torch.equal(together, alone)
 
 
 @pytest.mark.parametrize(("name", "fewest", "most"), [("none", 1, 1), ("cifar", 4, 4), ("tutorial", 35, 40)])

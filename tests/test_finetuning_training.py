@@ -9,7 +9,7 @@ import pytest
 import torch
 from finetuning_support import SMALL, one_thread, same, small_backbone, small_photos  # noqa: F401
 
-from pipeline.backbones import TorchEngine
+from pipeline.backbones import TorchEngine, resolve
 from pipeline.data import decode
 from pipeline.errors import DataError, PipelineError
 from pipeline.evaluation import evaluate
@@ -187,6 +187,14 @@ def test_same_seed_same_weights_and_number_of_workers_or_cache_changes_nothing(d
     other = train(dataset, backbone, replace(settings, seed=1))
     assert same(first.state, again.state) and (first.weight == again.weight).all()
     assert not same(first.state, other.state)
+
+
+@pytest.mark.parametrize("augmentation", ["trivial-augment", "rand-augment"])
+def test_dropout_and_augmentation_are_the_same_again_whatever_the_number_of_threads(augmentation, dataset):
+    network = replace(resolve("efficientnet_b0", weights="random"), transform=SMALL)  # it drops whole blocks
+    settings = FinetuneSettings(epochs=1, batch_size=3, precision="float32", augmentation=augmentation)
+    one, many = (train(dataset, network, replace(settings, workers=count)) for count in (1, 8))
+    assert same(one.state, many.state) and (one.weight == many.weight).all()
 
 
 def test_gradients_of_a_batch_in_parts_add_up_to_the_same_step(dataset, backbone):

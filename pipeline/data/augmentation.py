@@ -8,8 +8,8 @@ image and generator state give the same pixels, in whatever thread or process.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,6 @@ from .transforms import INTERPOLATIONS, Transform
 Augmentation = Callable[[Image.Image, np.random.Generator], np.ndarray]
 
 AUGMENTATIONS: Registry[Callable[[Transform], Augmentation]] = Registry("augmentation")
-
-_torch_generator = threading.Lock()  # torchvision draws from the one generator of the process
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,26 @@ def _flip(image: Image.Image, how: Image.Transpose, rng: np.random.Generator) ->
 
 
 def _policy(name: str, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    import torch
     from torchvision.transforms import v2
 
-    with _torch_generator:
-        before = torch.get_rng_state()
-        try:
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            return getattr(v2, name)()(image)
-        finally:
-            torch.set_rng_state(before)
+    with _drawing_from(rng):
+        return getattr(v2, name)()(image)
+
+
+def _drawing_from(rng: np.random.Generator) -> AbstractContextManager:
+    """Let torch, in this thread, draw from a generator of its own seeded by `rng`.
+
+    torchvision's policies take no generator and draw from the one of the process, which dropout draws from at the
+    same time, in another thread.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+
+    class Drawing(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            own = {"generator": generator} if func in (torch.rand, torch.randint) else {}
+            return func(*args, **(kwargs or {}), **own)
+
+    return Drawing()
