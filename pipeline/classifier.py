@@ -58,8 +58,8 @@ class ImageClassifier:
     Parameters
     ----------
     backbone : Backbone
-    head : scikit-learn classifier
-        Knows class ids 0..K-1.
+    head : Scorer
+        A fitted head; knows class ids 0..K-1.
     classes : sequence of str, length K
     device, engine, batch_size, workers, cache_dir
         See `make_engine` and `Embedder`.
@@ -115,10 +115,10 @@ class ImageClassifier:
         WeightsError
             If the backbone's weights are gone, or are not those that the head was trained on.
         """
-        from .heads import load_head
+        from .heads import load_scorer
 
         opened = run if isinstance(run, Run) else Run.open(run, runs_dir)
-        head, metadata = load_head(opened.path)
+        head, metadata = load_scorer(opened.path)
         description = opened.config()["backbone"]
         backbone = as_described(description, opened.path)
         if not is_prepared(backbone, Path(running.get("cache_dir", "cache"))):

@@ -15,9 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.svm import SVC, LinearSVC
 
 from pipeline.heads import HeadError, make_head
-from pipeline.heads.base import softmax
 from pipeline.heads.ridge import RidgeProblem, indicators
 from pipeline.heads.scaling import fit_scaler
+from pipeline.heads.scores import softmax
 
 
 def digits(classes=10, rows=500):

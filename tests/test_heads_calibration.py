@@ -18,8 +18,8 @@ from pipeline.heads import (
     probabilities,
     save_head,
 )
-from pipeline.heads.base import softmax
 from pipeline.heads.calibration import out_of_fold_probabilities
+from pipeline.heads.scores import softmax
 from pipeline.heads.temperature import fit_temperature
 
 

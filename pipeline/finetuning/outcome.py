@@ -13,7 +13,7 @@ from ..backbones import Backbone, Embedder, TorchEngine
 from ..backbones.weights import Weights
 from ..data import Dataset, decode
 from ..errors import DataError
-from ..heads.base import softmax
+from ..heads.scores import softmax
 from ..progress import Progress, silent
 
 SPLITS = ("train", "val", "test")

@@ -10,29 +10,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .base import Head, probabilities
+    from .base import Head
     from .calibration import calibrate, conformal_threshold, prediction_sets
     from .errors import HeadError
     from .familiarity import Familiarity, fit_familiarity
     from .linear import LinearHead
     from .registry import HEADS, HeadEntry, make_head
-    from .saving import load_head, save_head
+    from .saving import load_head, load_scorer, save_head
     from .scaling import SCALINGS
+    from .scores import Scorer, probabilities
     from .sweep import SweepResult, sweep_head
 
 _HOME = {
     "HEADS": "registry", "HeadEntry": "registry", "make_head": "registry",
-    "Head": "base", "probabilities": "base", "HeadError": "errors", "SCALINGS": "scaling",
-    "LinearHead": "linear", "save_head": "saving", "load_head": "saving",
+    "Head": "base", "probabilities": "scores", "Scorer": "scores", "HeadError": "errors", "SCALINGS": "scaling",
+    "LinearHead": "linear", "save_head": "saving", "load_head": "saving", "load_scorer": "saving",
     "calibrate": "calibration", "conformal_threshold": "calibration", "prediction_sets": "calibration",
     "Familiarity": "familiarity", "fit_familiarity": "familiarity",
     "sweep_head": "sweep", "SweepResult": "sweep",
 }
 
 __all__ = [
-    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "SweepResult", "calibrate",
-    "conformal_threshold", "fit_familiarity", "load_head", "make_head", "prediction_sets", "probabilities",
-    "save_head", "sweep_head",
+    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "Scorer", "SweepResult",
+    "calibrate", "conformal_threshold", "fit_familiarity", "load_head", "load_scorer", "make_head", "prediction_sets",
+    "probabilities", "save_head", "sweep_head",
 ]
 
 

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .errors import HeadError
 from .scaling import CHUNK, chunks, fit_scaler
+from .scores import linear_scores, softmax
 from .threads import one_thread
 
 ClassWeight = str | dict[Any, float] | None
@@ -173,37 +174,4 @@ class LinearModel(Head):
         self.coef_, self.intercept_ = self.scaler_.fold(coef, intercept)
 
     def _raw_scores(self, X: np.ndarray) -> np.ndarray:
-        if self.scaler_.kind == "l2":
-            X = self.scaler_(X)
-        return X @ self.coef_.T.astype(X.dtype) + self.intercept_
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Return exp(scores), each row divided by its sum."""
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shifted /= shifted.sum(axis=1, keepdims=True)
-    return shifted
-
-
-def probabilities(head: Head, X: Any, n_classes: int) -> np.ndarray:
-    """Return a head's probabilities with one column for every class id, also for those it never saw.
-
-    Parameters
-    ----------
-    head : Head
-        Fitted on integer class ids.
-    X : (N, D) array
-    n_classes : int
-        K, the number of classes of the data set.
-
-    Returns
-    -------
-    (N, K) float64 array
-    """
-    ids = np.asarray(head.classes_)
-    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= n_classes:
-        raise HeadError(f"The head knows the labels {ids.tolist()[:8]}, which are no class ids below {n_classes}.")
-    result = np.zeros((len(X), n_classes))
-    if len(X):
-        result[:, ids] = head.predict_proba(X)
-    return result
+        return linear_scores(X, self.scaler_, self.coef_, self.intercept_)

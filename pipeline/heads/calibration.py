@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..evaluation import evaluate
-from .base import Head, probabilities
+from .base import Head
 from .errors import HeadError
+from .scores import probabilities
 from .sweep import cross_validation_folds
 from .temperature import fit_temperature
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import numpy as np
 from ..errors import PipelineError, RunError
 from .familiarity import Familiarity
 from .scaling import Scaler
+from .scores import LinearScorer, Scorer
 
 if TYPE_CHECKING:
     from .base import Head
@@ -33,12 +35,14 @@ RECORDS: dict[str, Any] = {"Scaler": Scaler, "Familiarity": Familiarity}  # attr
 NAME = re.compile(r"[a-z][a-z0-9_]*_")  # of a fitted attribute
 
 
-def save_head(head: Head, folder: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> list[str]:
+def save_head(
+    head: Head | LinearScorer, folder: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+) -> list[str]:
     """Write a fitted head into a folder.
 
     Parameters
     ----------
-    head : Head
+    head : Head or LinearScorer
         Fitted, of a class in `HEADS`.
     folder : path
         Made if missing. A head already there is replaced.
@@ -90,20 +94,49 @@ def load_head(folder: str | os.PathLike[str]) -> tuple[Head, dict[str, Any]]:
     RunError
         If a file is missing, damaged, of another format, or does not describe a head completely.
     """
-    folder = Path(folder)
+    return _loaded(Path(folder), _unfitted)
+
+
+def load_scorer(folder: str | os.PathLike[str]) -> tuple[Scorer, dict[str, Any]]:
+    """Read a head for predictions alone; a linear one is then loaded without importing scikit-learn.
+
+    Parameters and errors are those of `load_head`.
+
+    Returns
+    -------
+    Scorer, dict
+        It predicts what the head predicts.
+    """
+    return _loaded(Path(folder), _blank_scorer)
+
+
+def _loaded(folder: Path, blank: Callable[[str, dict[str, Any]], Any]) -> tuple[Any, dict[str, Any]]:
     description = _description(folder / JSON_FILE)
     content = _read(folder / ARRAYS_FILE)
     if hashlib.sha256(content).hexdigest() != description.get("arrays_sha256"):
         raise RunError(f"{folder / ARRAYS_FILE} is damaged: its SHA-256 is not the one in {JSON_FILE}. Train again.")
     try:
-        return _assembled(description, content), description["metadata"]
+        settings = {name: _from_json(value) for name, value in description["settings"].items()}
+        return _filled(blank(description["head"], settings), description, content), description["metadata"]
     except PipelineError as error:
         raise RunError(f"{folder} holds no usable head: {error}") from error
     except Exception as error:
         raise RunError(f"{folder} holds no usable head: {type(error).__name__}: {error}") from error
 
 
-def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _unfitted(name: str, settings: dict[str, Any]) -> Head:
+    from .registry import HEADS
+
+    return HEADS[name].build(**settings)
+
+
+def _blank_scorer(name: str, settings: dict[str, Any]) -> Scorer:
+    from .registry import HEADS
+
+    return LinearScorer(name, settings) if HEADS[name].linear else _unfitted(name, settings)
+
+
+def _split(head: Head | LinearScorer) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return a head's fitted attributes: arrays of numbers by name, and the rest as JSON values."""
     arrays: dict[str, np.ndarray] = {}
     values: dict[str, Any] = {}
@@ -123,13 +156,9 @@ def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, values
 
 
-def _assembled(description: dict[str, Any], content: bytes) -> Head:
+def _filled(head: Any, description: dict[str, Any], content: bytes) -> Any:
     from safetensors.numpy import load
 
-    from .registry import HEADS
-
-    settings = {name: _from_json(value) for name, value in description["settings"].items()}
-    head = HEADS[description["head"]].build(**settings)
     arrays = load(content)
     for name, value in description["values"].items():
         is_record = isinstance(value, dict) and "record" in value
@@ -141,7 +170,7 @@ def _assembled(description: dict[str, Any], content: bytes) -> Head:
     return head
 
 
-def _set(head: Head, name: str, value: Any) -> None:
+def _set(head: Any, name: str, value: Any) -> None:
     if not NAME.fullmatch(name) or hasattr(type(head), name):
         raise RunError(f"{name!r} is no attribute of a fitted {type(head).__name__}.")
     setattr(head, name, value)
@@ -152,7 +181,7 @@ def _record(name: str, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
     return RECORDS[value["record"]](**parts, **value["plain"])
 
 
-def _try_out(head: Head) -> None:
+def _try_out(head: Scorer) -> None:
     """Predict one row, so that a head whose arrays do not fit together is refused here and not later."""
     if not 0 < head.n_features_in_ <= MOST_FEATURES:
         raise RunError(f"{head.n_features_in_} features a row are none or too many.")
@@ -161,9 +190,11 @@ def _try_out(head: Head) -> None:
         raise RunError(f"a trial prediction gave {found.shape} values for {len(head.classes_)} classes.")
 
 
-def _registered_name(head: Head) -> str:
+def _registered_name(head: Head | LinearScorer) -> str:
     from .registry import HEADS
 
+    if isinstance(head, LinearScorer):
+        return head.name
     target = f"{type(head).__module__.rpartition('.')[2]}:{type(head).__name__}"
     for entry in HEADS.values():
         if entry.target == target:

@@ -17,9 +17,10 @@ import numpy as np
 from ..errors import PipelineError
 from ..evaluation import balanced_accuracy, confusion_matrix, log_loss, macro_f1
 from ..progress import Progress, silent
-from .base import Head, probabilities
+from .base import Head
 from .errors import HeadError, known
 from .registry import HEADS, make_head
+from .scores import probabilities
 from .threads import one_thread
 
 METRICS = {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": -1}  # 1: larger is better

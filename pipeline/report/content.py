@@ -56,7 +56,7 @@ def before_temperature(run: Run, cache: FeatureCache | None, split: str) -> tupl
     if cache is None or run.metrics["kind"] != "head":
         return None
     from ..heads import load_head
-    from ..heads.base import softmax
+    from ..heads.scores import softmax
 
     head: Any = load_head(run.path)[0]
     if getattr(head, "temperature_", 1.0) == 1.0:
