@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from sklearn.datasets import load_sample_images
 import pipeline
 from pipeline.cli import main
 from pipeline.runs import Run
-from pipeline.streaming import predict_to_csv
+from pipeline.store.lock import hold
+from pipeline.streaming import columns, predict_to_file
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +83,102 @@ def test_rows_are_the_predictions_in_order(here, capsys):
 
 def test_an_interrupted_file_is_gone_on_with_and_no_image_is_seen_twice(here):
     run, classifier = opened(here)
-    whole = predict_to_csv(classifier, run, images(here), here / "out-whole.csv")
+    whole = predict_to_file(classifier, run, images(here), here / "out-whole.csv")
     with pytest.raises(KeyboardInterrupt):
-        predict_to_csv(Interrupting(classifier, 30), run, images(here), here / "out.csv")
+        predict_to_file(Interrupting(classifier, 30), run, images(here), here / "out.csv")
     assert not (here / "out.csv").exists()
     (partial,) = here.glob(".out.csv.*.partial")
     partial.write_bytes(partial.read_bytes()[:-7])  # killed in the middle of a row
     again = Interrupting(classifier, -1)
-    done = predict_to_csv(again, run, images(here), here / "out.csv")
+    done = predict_to_file(again, run, images(here), here / "out.csv")
     assert done.resumed == 29 and again.seen == 51
     # to the last digits: other images share a forward pass
     for row, other in zip(rows(here / "out.csv"), rows(whole.path), strict=True):
         assert (row["path"], row["label"]) == (other["path"], other["label"])
         assert float(row["prob"]) == pytest.approx(float(other["prob"]), rel=1e-5)
-    assert not list(here.glob(".out*"))
+    assert not [*here.glob(".out*.partial"), *here.glob(".out*.new")]
 
 
 def test_rows_of_another_run_are_never_gone_on_with(here):
     run, classifier = opened(here)
     with pytest.raises(KeyboardInterrupt):
-        predict_to_csv(Interrupting(classifier, 30), run, images(here), here / "out.csv")
+        predict_to_file(Interrupting(classifier, 30), run, images(here), here / "out.csv")
     metrics = (run.path / "metrics.json").read_text()
     try:
         (run.path / "metrics.json").write_text(metrics + " ")
-        assert predict_to_csv(classifier, run, images(here), here / "out.csv").resumed == 0
+        assert predict_to_file(classifier, run, images(here), here / "out.csv").resumed == 0
     finally:
         (run.path / "metrics.json").write_text(metrics)
+
+
+def test_a_killed_process_over_thousands_of_images_is_gone_on_with(here, tmp_path):
+    sources, total = images(here), 4000
+    for number in range(total):
+        (tmp_path / f"{number:04}.png").hardlink_to(sources[number % len(sources)])
+    (tmp_path / "0500.png").unlink()
+    (tmp_path / "0500.png").write_bytes(b"no image")
+    command = [sys.executable, "-m", "pipeline", "predict", str(tmp_path), "--csv", "out.csv"]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not any(file.stat().st_size > 30_000 for file in here.glob(".out.csv.*.partial")):
+        assert running.poll() is None, "it was over before it could be killed"
+        time.sleep(0.005)
+    running.kill()
+    running.wait()
+    assert not (here / "out.csv").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    resumed = int(again.stderr.split("interrupted call stopped: ")[1].split()[0])
+    assert 256 <= resumed < total
+    assert [Path(row["path"]).name for row in rows(here / "out.csv")] == [f"{number:04}.png" for number in range(total)]
+    assert [Path(row["path"]).name for row in rows(here / "out.csv") if row["reason"]] == ["0500.png"]
+    assert "3999 images classified, 1 unreadable" in again.stdout and "0500.png" in again.stderr
+
+
+def test_two_processes_never_write_into_one_file(here, capsys):
+    with hold(here / ".out.csv.lock", "it"):
+        assert main(["predict", "data", "--csv", "out.csv"]) == 75
+    assert "Another process is writing 'out.csv'" in capsys.readouterr().err
+
+
+def test_parquet_holds_the_rows_of_the_csv_file_and_is_gone_on_with_likewise(here, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run, classifier = opened(here)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    wanted = [*images(here), tmp_path / "broken.png"]
+    plain = predict_to_file(classifier, run, wanted, here / "out.csv")
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(Interrupting(classifier, 30), run, wanted, here / "out.parquet", parquet=True)
+    assert not (here / "out.parquet").exists()
+    done = predict_to_file(classifier, run, wanted, here / "out.parquet", parquet=True)
+    assert done.resumed == 30 and done.failed == plain.failed
+    table = parquet.read_table(done.path)
+    assert table.column_names == ["path", "label", "prob", "china", "flower", "reason"]
+    assert str(table.schema.field("prob").type) == "double"
+    for row, other in zip(table.to_pylist(), rows(plain.path), strict=True):
+        assert (row["path"], row["label"] or "") == (other["path"], other["label"])
+        assert row["reason"] == (other["reason"] or None)
+        assert row["china"] == (pytest.approx(float(other["china"]), rel=1e-5) if other["china"] else None)
+
+
+def test_parquet_beside_json_holds_the_same(here, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert main(["predict", "data", "--parquet", "out.parquet", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["predictions"]
+    table = parquet.read_table("out.parquet").to_pylist()
+    assert [(row["label"], row["prob"]) for row in table] == [(each["label"], each["prob"]) for each in told]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--csv", "out.parquet"], "use --parquet"), (["--csv", "out.csv", "--parquet", "out.parquet"], "ask for one"),
+    (["--csv", "nowhere/out.csv"], "no folder 'nowhere'"), (["--parquet", "data"], "it is a folder"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_is_refused_in_one_line_before_any_image_is_read(here, capsys, flags, message):
+    assert main(["predict", "data", *flags]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note:")]
+    assert len(error) == 1 and message in error[0]
+
+
+def test_a_class_named_like_a_column_keeps_a_column_of_its_own():
+    assert columns(["label", "cat"]) == ["path", "label", "prob", "label (class)", "cat", "reason"]
 
 
 def test_an_unreadable_image_has_its_reason_beside_its_own_name(here, tmp_path, capsys):

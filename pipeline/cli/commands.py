@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
 from .flags import HEAD_SETTINGS
-from .predicting import predict_to_file, save_grid
+from .predicting import save_grid, save_table, stream_to_table, table_of
 from .printing import (
     print_json,
     print_notes,
@@ -20,7 +20,6 @@ from .printing import (
     progress_bars,
     readable_age,
     readable_size,
-    write_csv,
 )
 
 
@@ -130,6 +129,7 @@ def predict(options: argparse.Namespace) -> None:
     from ..data import list_images
     from ..runs import Run, latest_run
 
+    table = table_of(options)
     run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
     if not options.run:
         print_notes([f"Using the latest run, {run.name}; choose another with --run."])
@@ -138,8 +138,8 @@ def predict(options: argparse.Namespace) -> None:
         run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
         cache_dir=options.cache_dir, limits=_limits(options),
     )
-    if options.csv and not (options.json or options.grid):
-        predict_to_file(classifier, run, paths, options.csv)
+    if table and not (options.json or options.grid):
+        stream_to_table(classifier, run, paths, table, bool(options.parquet))
         return
     found = classifier.predict(paths, progress=progress_bars())
     print_notes(classifier.notes)
@@ -148,19 +148,16 @@ def predict(options: argparse.Namespace) -> None:
     if len(failed) == len(found):
         raise PipelineError(f"None of the {len(found)} files is a readable image: {failed[0].path!r}: "
                             f"{failed[0].reason}.")
-    if options.csv:
-        write_csv(options.csv, ("path", "label", "prob", *classifier.classes, "reason"), (
-            (each.path, each.label, each.prob, *(each.probabilities.get(name) for name in classifier.classes),
-             each.reason) for each in found
-        ))
+    if table:
+        save_table(found, classifier.classes, table, bool(options.parquet))
     if options.grid:
         save_grid(found, options.grid)
     if options.json:
         print_json({"predictions": [
             {"path": path, "label": label or None, "prob": prob} for path, label, prob in rows
         ], "failed": [{"path": each.path, "reason": each.reason} for each in failed]})
-    elif options.csv:
-        print(f"{options.csv}: {len(found) - len(failed)} images classified, {len(failed)} unreadable")
+    elif table:
+        print(f"{table}: {len(found) - len(failed)} images classified, {len(failed)} unreadable")
     else:
         print_table(("path", "label", "prob"), [(path, label, f"{prob:.3f}") for path, label, prob in rows if label])
     print_notes(f"no prediction for {each.path!r}: {each.reason}" for each in failed[:5])

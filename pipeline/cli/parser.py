@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--runs-dir", type=Path, default=Path("runs"))
     predict.add_argument("--csv", type=Path, metavar="FILE",
                          help="write all probabilities to a CSV file; goes on where it was interrupted")
+    predict.add_argument("--parquet", type=Path, metavar="FILE", help="likewise to a Parquet file")
     predict.add_argument("--grid", type=Path, metavar="FILE", help="draw the first images with their labels (PNG)")
     predict.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
                          help="where prepared networks are kept (default: cache)")
