@@ -192,7 +192,7 @@ def test_same_seed_same_weights_and_number_of_workers_or_cache_changes_nothing(d
 @pytest.mark.parametrize("augmentation", ["trivial-augment", "rand-augment"])
 def test_dropout_and_augmentation_are_the_same_again_whatever_the_number_of_threads(augmentation, dataset):
     network = replace(resolve("efficientnet_b0", weights="random"), transform=SMALL)  # it drops whole blocks
-    settings = FinetuneSettings(epochs=1, batch_size=3, precision="float32", augmentation=augmentation)
+    settings = FinetuneSettings(epochs=2, batch_size=3, precision="float32", augmentation=augmentation)
     one, many = (train(dataset, network, replace(settings, workers=count)) for count in (1, 8))
     assert same(one.state, many.state) and (one.weight == many.weight).all()
 

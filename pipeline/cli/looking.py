@@ -16,6 +16,7 @@ from .printing import print_json, print_notes, print_table, printable, progress_
 def add_commands(verbs: Any) -> None:
     """Add these commands to the parser's."""
     _add_show(verbs)
+    _add_summary(verbs)
     _add_audit(verbs)
     _add_report(verbs)
     _add_export(verbs)
@@ -46,6 +47,43 @@ def show(options: argparse.Namespace) -> None:
         print_json({"path": str(options.out), "images": shown})
     else:
         print(f"{options.out}: {shown} of {len(dataset):,} images")
+
+
+def _add_summary(verbs: Any) -> None:
+    from ..backbones import DEFAULT, POOLED
+    from ..finetuning import STRATEGIES
+
+    parser = add_command(verbs, "summary", summary, "a network's layers, what a strategy trains of them, and the work")
+    parser.add_argument("--backbone", default=DEFAULT, metavar="NAME",
+                        help=f"no weights are needed (default: {DEFAULT})")
+    parser.add_argument("--layer", default=POOLED, metavar="NAME", help="where features are read (default: pooled)")
+    parser.add_argument("--strategy", default="head-only", metavar="NAME",
+                        help=f"{', '.join(STRATEGIES)} (default: head-only)")
+    parser.add_argument("--unfreeze", default="half", metavar="X",
+                        help="of partial: half, last-N or a layer's name (default: half)")
+    parser.add_argument("--classes", type=int, default=2, metavar="K", help="of the head (default: 2)")
+    parser.add_argument("--depth", type=int, default=2, metavar="N",
+                        help="modules this deep are one row, with all that is in them (default: 2)")
+
+
+def summary(options: argparse.Namespace) -> None:
+    from ..finetuning import FinetuneSettings
+    from ..finetuning.summary import summarise
+
+    settings = FinetuneSettings(strategy=options.strategy, unfreeze=options.unfreeze)
+    found = summarise(options.backbone, options.layer, settings, classes=options.classes, depth=options.depth)
+    if options.json:
+        print_json(found.to_dict())
+        return
+    print_table(
+        ("layer", "kind", "output", "parameters", "trainable", "multiply-adds"),
+        [(row.layer, row.kind, " x ".join(map(str, row.output)), *(f"{count:,}" if count else "" for count in (
+            row.parameters, row.trainable, row.multiply_adds))) for row in found.rows],
+    )  # fmt: skip
+    print(f"\n{found.parameters:,} parameters ({readable_size(found.parameter_bytes)} in float32), "
+          f"{found.trainable:,} of them trained with {found.strategy}")
+    print(f"an image of {' x '.join(map(str, found.input))}: {found.multiply_adds:,} multiply-adds, outputs of all "
+          f"layers {readable_size(found.activation_bytes)}")
 
 
 def _add_audit(verbs: Any) -> None:
