@@ -97,7 +97,7 @@ def test_ridge_with_a_constant_column_is_the_few_shot_probe():
     T = indicators(y, 10)
     expected = np.linalg.solve(Z.T @ Z + 32 * np.eye(65), Z.T @ T).T
     np.testing.assert_allclose(Ridge(32, fit_intercept=False).fit(Z, T).coef_, expected, atol=1e-9)
-    ours, level = RidgeProblem(Z[:, :-1], T, np.ones(60)).solve(32)
+    ours, level = RidgeProblem(Z[:, :-1], y, np.ones(60), 10).solve(32)
     # centred features make the constant independent of them: only its own shrinkage, 60 / (60 + 32), differs
     np.testing.assert_allclose(ours, expected[:, :-1], atol=1e-9)
     np.testing.assert_allclose(level * 60 / 92, expected[:, -1], atol=1e-9)
@@ -107,7 +107,8 @@ def test_ridge_with_a_constant_column_is_the_few_shot_probe():
 def test_ridge_leaves_each_row_out_exactly(rows):
     X, y = digits(3, rows)
     T, weights = indicators(y, 3), np.linspace(0.5, 2, rows)
-    left_out = RidgeProblem(X, T, weights).left_out(5.0)
+    problem, alphas = RidgeProblem(X, y, weights, 3), np.array([0.1, 5.0])
+    left_out = np.concatenate(list(problem.left_out(alphas, problem.levers(alphas))))[:, 1]
     for i in range(0, rows, 7):
         others = np.arange(rows) != i
         expected = Ridge(5.0).fit(X[others], T[others], weights[others]).predict(X[i : i + 1])[0]

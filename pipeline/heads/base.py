@@ -13,7 +13,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .errors import HeadError
-from .scaling import CHUNK, chunks, fit_scaler
+from .rows import StreamedRows
+from .scaling import CHUNK, Scaler, chunks, fit_scaler
 from .scores import linear_scores, softmax
 from .threads import one_thread
 
@@ -40,17 +41,20 @@ class Head(ClassifierMixin, BaseEstimator):
     """
 
     scaling: str
+    scaler_: Scaler
+    streams = False  # whether `fit` takes StreamedRows
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Head:
         """Learn from the training rows.
 
         Parameters
         ----------
-        X : (N, D) array
-            Features; float16 and float32 are computed in float32.
+        X : (N, D) array or StreamedRows
+            Features; float16 and float32 are computed in float32. Heads with `streams` take rows that do not fit
+            into memory, and learn the same from them.
         y : (N,) array
             Labels: integers or strings.
-        X_val, y_val : (M, D) array, (M,) array, optional
+        X_val, y_val : (M, D) array or StreamedRows, (M,) array, optional
             Validation rows. Only heads trained by epochs use them, to keep the best epoch.
 
         Returns
@@ -70,7 +74,7 @@ class Head(ClassifierMixin, BaseEstimator):
             validation = self._checked_validation(X_val, y_val)
             self.scaler_ = fit_scaler(self.scaling, X)
             self.temperature_ = 1.0
-            self._fit(self.scaler_(X), codes, validation)
+            self._fit(self._scaled(X), codes, validation)
         return self
 
     def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
@@ -103,7 +107,7 @@ class Head(ClassifierMixin, BaseEstimator):
         X = self._checked(X, reset=False)
         return np.concatenate([self._raw_scores(rows) for rows in chunks(X, CHUNK)]).astype(np.float64)
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None) -> None:
+    def _fit(self, Z: Any, codes: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None) -> None:
         raise NotImplementedError
 
     def _scores(self, Z: np.ndarray) -> np.ndarray:
@@ -111,6 +115,9 @@ class Head(ClassifierMixin, BaseEstimator):
 
     def _raw_scores(self, X: np.ndarray) -> np.ndarray:
         return self._scores(self.scaler_(X))
+
+    def _scaled(self, X: Any) -> Any:
+        return X.map(self.scaler_) if isinstance(X, StreamedRows) else self.scaler_(X)
 
     def _checked(self, X: Any, y: Any = None, *, reset: bool) -> Any:
         if getattr(X, "dtype", None) == np.float16:
@@ -121,23 +128,35 @@ class Head(ClassifierMixin, BaseEstimator):
         except ValueError as error:
             raise HeadError(f"{type(self).__name__}: {error}") from error
 
-    def _checked_training(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _checked_training(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         if y is None:
             raise HeadError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        X, y = self._checked(X, y, reset=True)
+        if isinstance(X, StreamedRows):
+            y, self.n_features_in_ = self._checked_streamed(X, y), X.shape[1]
+        else:
+            X, y = self._checked(X, y, reset=True)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise HeadError(f"{type(self).__name__} needs two classes or more; y holds one class: {self.classes_}.")
         return X, codes
 
-    def _checked_validation(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    def _checked_streamed(self, X: StreamedRows, y: Any) -> np.ndarray:
+        """Return the labels of rows that are read later; whether these are numbers shows then."""
+        if not self.streams:
+            raise HeadError(f"{type(self).__name__} needs all rows in memory; these are streamed.")
+        y = np.asarray(y)
+        if y.shape != (len(X),):
+            raise HeadError(f"y has shape {y.shape}, but X has {len(X)} rows.")
+        return y
+
+    def _checked_validation(self, X: Any, y: Any) -> tuple[Any, np.ndarray] | None:
         """Return raw validation rows and their class codes, -1 for a label unseen in training."""
         if (X is None) != (y is None):
             raise HeadError("X_val and y_val belong together: pass both or none.")
         if X is None or not len(X):
             return None
-        X = self._checked(X, reset=False)
+        X = X if isinstance(X, StreamedRows) else self._checked(X, reset=False)
         y = np.asarray(y)
         if y.shape != (len(X),):
             raise HeadError(f"y_val has shape {y.shape}, but X_val has {len(X)} rows.")

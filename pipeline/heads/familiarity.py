@@ -78,4 +78,4 @@ def _nearest(rows: np.ndarray, queries: np.ndarray, skipped: int) -> np.ndarray:
         return -np.sort(np.partition(-(part @ kept), last - 1, axis=1)[:, :last], axis=1)[:, skipped:].mean(axis=1)
 
     with one_thread():
-        return np.concatenate(map_rows(piece, queries))
+        return np.concatenate(list(map_rows(piece, queries)))

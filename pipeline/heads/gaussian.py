@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from .base import Head, LinearModel
 from .errors import HeadError
 from .moments import Moments
-from .scaling import chunks
-from .temperature import fit_temperature
+from .rows import StreamedRows
+from .temperature import fit_temperature, sample_for_temperature
+from .threads import map_rows, sum_rows
 
 
 class NearestCentroidHead(LinearModel):
@@ -21,28 +24,32 @@ class NearestCentroidHead(LinearModel):
         Feature scaling, one of `SCALINGS`.
     """
 
+    streams = True
+
     def __init__(self, scaling: str = "standardize"):
         self.scaling = scaling
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+    def _fit(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, validation: object) -> None:
         moments = Moments(len(self.classes_), Z.shape[1]).add(Z, codes)
         means = moments.means
         # -|z - m|²/2 without the part that all classes share
         intercept = -np.square(means).sum(axis=1) / 2
         self._keep(means, intercept)
-        self.temperature_ = self._left_out_temperature(Z @ means.T + intercept, Z, codes, moments)
+        used = sample_for_temperature(len(codes), len(means)) & (moments.counts[codes] > 1)
+        if used.any():  # a class of one row has no mean without it
+            parts = map_rows(partial(_left_out, means, moments.counts), Z, codes, used)
+            self.temperature_ = fit_temperature(np.concatenate(list(parts)), codes[used])
 
-    def _left_out_temperature(self, scores: np.ndarray, Z: np.ndarray, codes: np.ndarray, moments: Moments) -> float:
-        """Return the temperature for rows that are left out of their own class's mean, exactly."""
-        counts, rows = moments.counts[codes], np.arange(len(codes))
-        others = counts > 1  # a class of one row has no mean without it
-        if not others.any():
-            return 1.0
-        length = np.concatenate([np.square(part).sum(axis=1) for part in chunks(Z)]).astype(np.float64)
-        distance = length - 2 * scores[rows, codes]
-        grown = (counts[others] / (counts[others] - 1)) ** 2
-        scores[rows[others], codes[others]] = (length[others] - grown * distance[others]) / 2
-        return fit_temperature(scores[others], codes[others])
+
+def _left_out(means: np.ndarray, counts: np.ndarray, Z: np.ndarray, codes: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Return the scores of the rows `used`, each left out of its own class's mean, exactly."""
+    Z, codes = Z[used], codes[used]
+    counts, rows = counts[codes], np.arange(len(codes))
+    scores = Z @ means.T - np.square(means).sum(axis=1) / 2
+    length = np.square(Z).sum(axis=1).astype(np.float64)
+    grown = (counts / (counts - 1)) ** 2
+    scores[rows, codes] = (length - grown * (length - 2 * scores[rows, codes])) / 2
+    return scores
 
 
 class LDAHead(LinearModel):
@@ -64,13 +71,15 @@ class LDAHead(LinearModel):
         The shrinkage used.
     """
 
+    streams = True
+
     def __init__(self, shrinkage: str | float = "auto", scaling: str = "standardize",
                  class_weight: str | None = None):
         self.shrinkage = shrinkage
         self.scaling = scaling
         self.class_weight = class_weight
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+    def _fit(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, validation: object) -> None:
         moments = Moments(len(self.classes_), Z.shape[1], gram=True).add(Z, codes)
         means, covariance = moments.means, moments.within()
         self.shrinkage_, level = self._shrinkage(Z, codes, means, covariance), covariance.trace() / len(covariance)
@@ -83,14 +92,13 @@ class LDAHead(LinearModel):
         prior = moments.counts / moments.counts.sum() * self._class_weights(codes)
         self._keep(coef, np.log(prior) - (coef * means).sum(axis=1) / 2)
 
-    def _shrinkage(self, Z: np.ndarray, codes: np.ndarray, means: np.ndarray, covariance: np.ndarray) -> float:
+    def _shrinkage(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, means: np.ndarray,
+                   covariance: np.ndarray) -> float:
         if self.shrinkage != "auto":
             if isinstance(self.shrinkage, str) or not 0 <= self.shrinkage <= 1:
                 raise HeadError(f"shrinkage is {self.shrinkage!r}; it must be 'auto' or in [0, 1].")
             return float(self.shrinkage)
-        fourth = 0.0
-        for rows, own in zip(chunks(Z), chunks(codes), strict=True):
-            fourth += float(np.square(np.square(rows - means[own]).sum(axis=1)).sum())
+        fourth = sum_rows(lambda rows, own: np.square(np.square(rows - means[own]).sum(axis=1)).sum(), Z, codes)
         return ledoit_wolf(covariance, fourth / len(Z), len(Z))
 
 
@@ -122,14 +130,17 @@ class GaussianNBHead(Head):
     log_prior_ : (K,) float64 array
     """
 
+    streams = True
+
     def __init__(self, smoothing: float = 1e-9, scaling: str = "standardize", class_weight: str | None = None):
         self.smoothing = smoothing
         self.scaling = scaling
         self.class_weight = class_weight
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+    def _fit(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, validation: object) -> None:
         moments = Moments(len(self.classes_), Z.shape[1]).add(Z, codes)
-        overall = Moments(1, Z.shape[1]).add(Z, np.zeros_like(codes)).variances()
+        n = len(codes)
+        overall = np.maximum(moments.squares.sum(axis=0) / n - np.square(moments.sums.sum(axis=0) / n), 0)
         self.means_ = moments.means
         self.variances_ = moments.variances() + self.smoothing * (overall.max() or 1.0)
         self.log_prior_ = np.log(moments.counts / moments.counts.sum() * self._class_weights(codes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .base import ClassWeight, LinearModel
@@ -51,6 +53,8 @@ class LinearHead(LinearModel):
         How it was chosen. Its own validation accuracy is optimistic after `val`.
     """
 
+    streams = True
+
     def __init__(self, scaling: str = "standardize", optimizer: str = "sgd", lr: float | None = None,
                  momentum: float = 0.9, weight_decay: float = 0.0, label_smoothing: float = 0.0,
                  schedule: str = "step", step_size: int = 7, gamma: float = 0.1, epochs: int = 25,
@@ -72,7 +76,7 @@ class LinearHead(LinearModel):
         self.seed = seed
         self.device = device
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None) -> None:
+    def _fit(self, Z: Any, codes: np.ndarray, validation: tuple[Any, np.ndarray] | None) -> None:
         from torch import nn
 
         from .training import Recipe, Rows, train
@@ -82,7 +86,7 @@ class LinearHead(LinearModel):
         # the loss is convex: from zero, nothing of a random start is left in directions that the rows do not show
         nn.init.zeros_(network.weight)
         nn.init.zeros_(network.bias)
-        held_out = None if validation is None else Rows.of(self.scaler_(validation[0]), validation[1], self.device)
+        held_out = None if validation is None else Rows.of(self._scaled(validation[0]), validation[1], self.device)
         self.history_, self.best_epoch_ = train(
             network, Rows.of(Z, codes, self.device), held_out, self._class_weights(codes), recipe
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .base import ClassWeight, Head
@@ -31,6 +33,8 @@ batch_size, class_weight, resample, seed, device
         As in `LinearHead`.
     """
 
+    streams = True
+
     def __init__(self, hidden: int = 256, dropout: float = 0.3, scaling: str = "standardize",
                  optimizer: str = "adamw", lr: float | None = None, momentum: float = 0.9,
                  weight_decay: float = 0.01, label_smoothing: float = 0.0, schedule: str = "cosine",
@@ -54,7 +58,7 @@ batch_size, class_weight, resample, seed, device
         self.seed = seed
         self.device = device
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None) -> None:
+    def _fit(self, Z: Any, codes: np.ndarray, validation: tuple[Any, np.ndarray] | None) -> None:
         import torch
         from torch import nn
 
@@ -63,7 +67,7 @@ batch_size, class_weight, resample, seed, device
         if self.hidden < 1 or not 0 <= self.dropout < 1:
             raise HeadError(f"hidden is {self.hidden} and dropout {self.dropout}; at least 1, and in [0, 1).")
         recipe = Recipe(**{name: getattr(self, name) for name in Recipe.__dataclass_fields__})
-        held_out = None if validation is None else Rows.of(self.scaler_(validation[0]), validation[1], self.device)
+        held_out = None if validation is None else Rows.of(self._scaled(validation[0]), validation[1], self.device)
         with torch.random.fork_rng():  # dropout draws from the global generator; leave the caller's as it was
             torch.manual_seed(self.seed)
             network = nn.Sequential(nn.Linear(Z.shape[1], self.hidden), nn.ReLU(), nn.Dropout(self.dropout),

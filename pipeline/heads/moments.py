@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .scaling import chunks
+from .rows import StreamedRows
+from .threads import map_rows
 
 
 class Moments:
@@ -27,18 +28,21 @@ class Moments:
         self.squares = np.zeros((n_classes, n_features))
         self.gram = np.zeros((n_features, n_features)) if gram else None
 
-    def add(self, Z: np.ndarray, codes: np.ndarray) -> Moments:
+    def add(self, Z: np.ndarray | StreamedRows, codes: np.ndarray) -> Moments:
         """Add (N, D) rows with their (N,) class codes; return itself."""
-        for rows, own in zip(chunks(Z), chunks(codes), strict=True):
-            rows = rows.astype(np.float64)
-            member = np.zeros((len(self.counts), len(own)))
-            member[own, np.arange(len(own))] = 1
-            self.counts += member.sum(axis=1)
-            self.sums += member @ rows
-            self.squares += member @ np.square(rows)
+        self.counts += np.bincount(codes, minlength=len(self.counts))
+        for sums, squares, gram in map_rows(self._of, Z, codes):
+            self.sums += sums
+            self.squares += squares
             if self.gram is not None:
-                self.gram += rows.T @ rows
+                self.gram += gram
         return self
+
+    def _of(self, rows: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        rows = rows.astype(np.float64)
+        member = np.zeros((len(self.counts), len(codes)))
+        member[codes, np.arange(len(codes))] = 1
+        return member @ rows, member @ np.square(rows), None if self.gram is None else rows.T @ rows
 
     @property
     def means(self) -> np.ndarray:

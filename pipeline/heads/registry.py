@@ -49,6 +49,11 @@ class HeadEntry:
         return getattr(import_module(f".{module}", __package__), name)
 
     @property
+    def streams(self) -> bool:
+        """Whether its training takes rows that do not fit into memory; imports its module."""
+        return self.head_class.streams
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that it understands, each with its default."""
         parameters = inspect.signature(self.head_class).parameters

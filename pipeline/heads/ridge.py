@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .base import ClassWeight, LinearModel
 from .errors import HeadError
-from .temperature import fit_temperature
+from .rows import StreamedRows
+from .temperature import fit_temperature, sample_for_temperature
+from .threads import map_rows, sum_rows
 
 ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-2, 7.01, 0.5))
 
@@ -32,24 +36,36 @@ class RidgeHead(LinearModel):
         The path: every penalty tried, its leave-one-out squared error and accuracy.
     """
 
+    streams = True
+
     def __init__(self, alpha: float | str | tuple[float, ...] = "loo", scaling: str = "standardize",
                  class_weight: ClassWeight = None):
         self.alpha = alpha
         self.scaling = scaling
         self.class_weight = class_weight
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+    def _fit(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, validation: object) -> None:
         self.alphas_ = self._alphas()
         weights = self._class_weights(codes)[codes]
-        problem = RidgeProblem(Z, indicators(codes, len(self.classes_)), weights)
-        path = [problem.left_out(alpha) for alpha in self.alphas_]
-        self.loo_errors_ = np.array([(weights @ np.square(problem.T - left).sum(axis=1)) for left in path])
-        self.loo_errors_ /= weights.sum()
-        self.loo_accuracies_ = np.array([(left.argmax(axis=1) == codes).mean() for left in path])
+        problem = RidgeProblem(Z, codes, weights, len(self.classes_))
+        levers = problem.levers(self.alphas_)
+        self.loo_errors_, self.loo_accuracies_ = self._left_out_figures(problem, levers)
         best = int(self.loo_errors_.argmin())
         self.alpha_ = float(self.alphas_[best])
-        self.temperature_ = fit_temperature(path[best], codes)
+        used = sample_for_temperature(len(codes), len(self.classes_))
+        left = np.concatenate(list(problem.left_out(self.alphas_[[best]], levers[:, [best]], used)))[:, 0]
+        self.temperature_ = fit_temperature(left, codes[used])
         self._keep(*problem.solve(self.alpha_))
+
+    def _left_out_figures(self, problem: RidgeProblem, levers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the squared error and the accuracy of left-out rows, for each penalty."""
+        errors, right, start = np.zeros(len(self.alphas_)), np.zeros(len(self.alphas_)), 0
+        for left in problem.left_out(self.alphas_, levers):
+            codes, weights = (each[start : start + len(left)] for each in (problem.codes, problem.weights))
+            right += (left.argmax(axis=2) == codes[:, None]).sum(axis=0)
+            errors += weights @ np.square(left - indicators(codes, problem.n_classes)[:, None]).sum(axis=2)
+            start += len(left)
+        return errors / problem.weights.sum(), right / start
 
     def _alphas(self) -> np.ndarray:
         if isinstance(self.alpha, str) and self.alpha != "loo":
@@ -68,49 +84,86 @@ def indicators(codes: np.ndarray, n_classes: int) -> np.ndarray:
 
 
 class RidgeProblem:
-    """Weighted ridge regression with free intercepts, solved for any penalty from one eigendecomposition.
+    """Weighted ridge regression on targets 1 and -1 with free intercepts, solved for any penalty from one
+    eigendecomposition.
 
     Parameters
     ----------
-    Z : (N, D) array
+    Z : (N, D) array or StreamedRows
         Scaled features.
-    T : (N, K) array
-        Targets.
+    codes : (N,) int array
+        Classes 0 to K - 1.
     weights : (N,) array
         Of the rows.
+    n_classes : int
+        K.
     """
 
-    def __init__(self, Z: np.ndarray, T: np.ndarray, weights: np.ndarray):
-        self.T, self.weights = T, weights
-        self.center, self.level = np.average(Z, axis=0, weights=weights), np.average(T, axis=0, weights=weights)
-        root = np.sqrt(weights)[:, None]
-        centered = (Z - self.center) * root
-        residual = (T - self.level) * root
-        if len(Z) < Z.shape[1]:
-            values, self.U = np.linalg.eigh(centered @ centered.T)
-            self.values = np.maximum(values, 0)
-            self.axes = centered.T @ self.U  # (D, N), to be divided by the values
-            self.rotated = self.U.T @ residual
+    def __init__(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, weights: np.ndarray, n_classes: int):
+        self.Z, self.codes, self.weights, self.n_classes = Z, codes, weights, n_classes
+        total = weights.sum()
+        self.center = sum_rows(lambda rows, own: own @ rows.astype(np.float64), Z, weights) / total
+        self.level = 2 * np.bincount(codes, weights, n_classes) / total - 1
+        self.dual = False
+        if isinstance(Z, np.ndarray) and len(Z) < Z.shape[1]:
             self.dual = True
+            centered, targets = self._centered(Z, codes, weights)
+            values, self.U = np.linalg.eigh(centered @ centered.T)
+            self.axes = centered.T @ self.U  # (D, N), to be divided by the values
+            self.rotated = self.U.T @ targets
         else:
-            values, vectors = np.linalg.eigh(centered.T @ centered)
-            self.values = np.maximum(values, 0)
-            self.U = centered @ vectors  # (N, D), of lengths sqrt(values)
-            self.axes = vectors
-            self.rotated = self.U.T @ residual
-            self.dual = False
-        self.root = root
+            gram, product = np.zeros((Z.shape[1], Z.shape[1])), np.zeros((Z.shape[1], n_classes))
+            for own_gram, own_product in map_rows(self._products, Z, codes, weights):
+                gram += own_gram
+                product += own_product
+            values, self.axes = np.linalg.eigh(gram)
+            self.rotated = self.axes.T @ product
+        self.values = np.maximum(values, 0)
 
     def solve(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the (K, D) coefficients and (K,) intercepts for the penalty `alpha`."""
         coef = (self.axes @ (self.rotated / (self.values + alpha)[:, None])).T
         return coef, self.level - coef @ self.center
 
-    def left_out(self, alpha: float) -> np.ndarray:
-        """Return the (N, K) predictions for each row by the model fitted on all others, exactly."""
-        shrunk = (self.values if self.dual else 1) / (self.values + alpha)
-        fitted = self.U @ (self.rotated * shrunk[:, None])
-        # the hat matrix's diagonal: ridge's part and the intercept's
-        lever = np.square(self.U) @ shrunk + self.weights / self.weights.sum()
-        residual = (self.T - self.level) * self.root - fitted
-        return self.T - residual / self.root / np.maximum(1 - lever, 1e-12)[:, None]
+    def levers(self, alphas: np.ndarray) -> np.ndarray:
+        """Return the (N, A) share of each row in its own prediction, for each penalty."""
+        shrunk = (self.values[:, None] if self.dual else 1) / (self.values[:, None] + alphas)
+        if self.dual:
+            own = np.square(self.U) @ shrunk
+        else:
+            own = np.concatenate(list(map_rows(lambda *part: self._levers(shrunk, *part), self.Z, self.codes,
+                                               self.weights)))
+        return own + (self.weights / self.weights.sum())[:, None]  # the intercept's part
+
+    def left_out(self, alphas: np.ndarray, levers: np.ndarray, used: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Yield, piece by piece, the (n, A, K) predictions for each row by the models fitted on all others, exactly.
+
+        Parameters
+        ----------
+        alphas : (A,) array
+        levers : (N, A) array
+            From `levers`.
+        used : (N,) bool array, optional
+            The rows to predict; by default all.
+        """
+        solved = [self.solve(alpha) for alpha in alphas]
+        coef, intercept = np.concatenate([coef for coef, _ in solved]), np.stack([level for _, level in solved])
+
+        def piece(rows: np.ndarray, codes: np.ndarray, lever: np.ndarray, used: np.ndarray) -> np.ndarray:
+            rows, lever = rows[used].astype(np.float64), lever[used, :, None]
+            fitted = (rows @ coef.T).reshape(len(rows), *intercept.shape) + intercept
+            targets = indicators(codes[used], self.n_classes)[:, None]
+            return targets - (targets - fitted) / np.maximum(1 - lever, 1e-12)
+
+        yield from map_rows(piece, self.Z, self.codes, levers, np.ones(len(self.codes), bool) if used is None else used)
+
+    def _centered(self, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        root = np.sqrt(weights)[:, None]
+        return (Z - self.center) * root, (indicators(codes, self.n_classes) - self.level) * root
+
+    def _products(self, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        centered, targets = self._centered(Z, codes, weights)
+        return centered.T @ centered, centered.T @ targets
+
+    def _levers(self, shrunk: np.ndarray, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.square(self._centered(Z, codes, weights)[0] @ self.axes) @ shrunk

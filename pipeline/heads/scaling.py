@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import HeadError, known
+from .rows import StreamedRows
+from .threads import sum_rows
 
 SCALINGS = {
     "none": "features as they are",
@@ -72,7 +74,7 @@ class Scaler:
         return coef, intercept - coef @ self.center
 
 
-def fit_scaler(kind: str, X: np.ndarray) -> Scaler:
+def fit_scaler(kind: str, X: np.ndarray | StreamedRows) -> Scaler:
     """Learn the scaling called `kind` from the (N, D) rows `X`."""
     known("scaling", kind, SCALINGS)
     if kind in ("none", "l2"):
@@ -80,16 +82,21 @@ def fit_scaler(kind: str, X: np.ndarray) -> Scaler:
     center, deviation = mean_and_deviation(X)
     if kind == "standardize":
         return Scaler(kind, center, 1 / deviation)
-    return Scaler(kind, center, _whitening(X - center))
+    return Scaler(kind, center, _whitening(X, center))
 
 
-def mean_and_deviation(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_deviation(X: np.ndarray | StreamedRows) -> tuple[np.ndarray, np.ndarray]:
     """Return each feature's mean and standard deviation, float64; a constant feature's deviation is 1."""
-    center = X.mean(axis=0, dtype=np.float64)
-    squares = np.zeros(X.shape[1])
-    for rows in chunks(X):
-        squares += np.square(rows - center).sum(axis=0)
-    return center, safe_deviation(center, squares / len(X))
+    some = X[:CHUNK] if isinstance(X, np.ndarray) else X.at(np.arange(min(len(X), CHUNK)))
+    near = some.mean(axis=0, dtype=np.float64)  # sums of squares are taken around it: one pass, and little rounding
+
+    def sums(rows: np.ndarray) -> np.ndarray:
+        moved = rows - near
+        return np.stack([moved.sum(axis=0), np.square(moved).sum(axis=0)])
+
+    beside, squares = sum_rows(sums, X) / len(X)
+    center = near + beside
+    return center, safe_deviation(center, np.maximum(squares - beside**2, 0))
 
 
 def safe_deviation(center: np.ndarray, variance: np.ndarray) -> np.ndarray:
@@ -105,11 +112,20 @@ def chunks(X: np.ndarray, size: int = CHUNK) -> Iterator[np.ndarray]:
         yield X[start : start + size]
 
 
-def _whitening(centered: np.ndarray) -> np.ndarray:
+def _whitening(X: np.ndarray | StreamedRows, center: np.ndarray) -> np.ndarray:
     """Return the (D, R) matrix that turns centered rows into uncorrelated ones of deviation 1."""
-    _, lengths, axes = np.linalg.svd(centered, full_matrices=False)
-    held = np.cumsum(lengths**2)
+    if isinstance(X, np.ndarray) and len(X) < X.shape[1]:
+        _, lengths, axes = np.linalg.svd(X - center, full_matrices=False)
+        variances, axes = lengths**2 / len(X), axes.T
+    else:
+        variances, axes = np.linalg.eigh(sum_rows(lambda rows: _gram(rows - center), X) / len(X))
+        variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
+    held = np.cumsum(variances)
     if not held.size or held[-1] == 0:
         raise HeadError("All training rows are the same: 'pca-whiten' finds no axis; use scaling 'none'.")
     kept = int(np.searchsorted(held, WHITENED_VARIANCE * held[-1])) + 1
-    return axes[:kept].T * (np.sqrt(len(centered)) / lengths[:kept])
+    return axes[:, :kept] / np.sqrt(variances[:kept])
+
+
+def _gram(rows: np.ndarray) -> np.ndarray:
+    return rows.T @ rows

@@ -49,12 +49,12 @@ class SolvedHead(LinearModel):
             head = clone(self)
             X, codes = head._checked_training(X, y)
             head.scaler_ = fit_scaler(head.scaling, X)
-            work = _Work(head, head.scaler_(X), codes)
+            work = _Work(head, head._scaled(X), codes)
         for one in settings:
             with one_thread(X):
                 yield copy(head).set_params(**one)._solve(work)
 
-    def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
+    def _fit(self, Z: Any, codes: np.ndarray, validation: object) -> None:
         self._solve(_Work(self, Z, codes))
 
     def _solve(self, work: _Work) -> SolvedHead:
@@ -68,7 +68,7 @@ class SolvedHead(LinearModel):
 class _Work:
     """The problems behind one head: that of all rows, and those of the folds for the temperature."""
 
-    def __init__(self, head: SolvedHead, Z: np.ndarray, codes: np.ndarray):
+    def __init__(self, head: SolvedHead, Z: Any, codes: np.ndarray):
         self.Z, self.codes = Z, codes
         weights = head._class_weights(codes)[codes]
         folds = stratified_folds(codes, head.seed) if head.calibrated else []
@@ -119,7 +119,7 @@ class LogisticHead(SolvedHead):
         Has no effect: the optimum is unique.
     """
 
-    loss, auto, calibrated = CROSS_ENTROPY, 10.0, False
+    loss, auto, calibrated, streams = CROSS_ENTROPY, 10.0, False, True
 
 
 class LinearSVMHead(SolvedHead):

@@ -19,7 +19,8 @@ from scipy.linalg.lapack import dtrtri
 from scipy.optimize import minimize
 
 from .errors import HeadError
-from .threads import SMALL, map_rows
+from .rows import StreamedRows
+from .threads import SMALL, map_rows, sum_rows
 
 STAGES = (20, 60)  # iterations after which the curvature is measured again
 DENORMAL = 1e-30
@@ -88,10 +89,11 @@ CROSS_ENTROPY = Loss(_softmax_slope, _softmax_bend, doubled=True)
 SQUARED_HINGE = Loss(_hinge_slope, _hinge_bend)
 
 
-def chosen_C(C: float | str, Z: np.ndarray, auto: float) -> float:
+def chosen_C(C: float | str, Z: np.ndarray | StreamedRows, auto: float) -> float:
     """Return the number that a setting `C` stands for; 'auto' is `auto` over the rows' mean squared length."""
     if C == "auto":
-        return auto * len(Z) / max(float(np.square(Z, dtype=np.float64).sum()), np.finfo(np.float64).tiny)
+        squares = float(sum_rows(lambda rows: np.square(rows, dtype=np.float64).sum(), Z))
+        return auto * len(Z) / max(squares, np.finfo(np.float64).tiny)
     if isinstance(C, str) or not C > 0:
         raise HeadError(f"C is {C!r}; the inverse penalty must be a number above 0, or 'auto'.")
     return float(C)
@@ -105,7 +107,7 @@ class LinearProblem:
 
     Parameters
     ----------
-    Z : (N, D) float32 or float64 array
+    Z : (N, D) float32 or float64 array, or StreamedRows
         Scaled features.
     codes : (N,) int array
         Classes 0 to K - 1.
@@ -117,20 +119,20 @@ class LinearProblem:
         `CROSS_ENTROPY` or `SQUARED_HINGE`.
     """
 
-    def __init__(self, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray, n_classes: int,
+    def __init__(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, weights: np.ndarray, n_classes: int,
                  loss: Loss = CROSS_ENTROPY):
         self.loss, self.codes, self.n_classes = loss, codes, n_classes
         self.total = float(weights.sum())
         self.weights = np.asarray(weights, np.float64) / self.total
-        self.center = self.weights @ Z
-        centered = Z - self.center.astype(Z.dtype)
-        self.basis = None
-        if len(Z) < Z.shape[1]:
-            self.basis, triangle = np.linalg.qr(centered.T)
-            centered = np.ascontiguousarray(triangle.T)
-        # small problems can afford float64
-        self.Z = centered.astype(np.float64) if centered.size <= SMALL else centered
-        self.gram = sum(map_rows(_gram, self.Z, self.weights))
+        self.center = sum_rows(lambda rows, own: own @ rows, Z, self.weights)
+        self.basis: np.ndarray | None = None
+        self.Z: np.ndarray | StreamedRows
+        if isinstance(Z, StreamedRows):
+            self.Z, self.dtype = Z.map(lambda rows: rows - self.center.astype(rows.dtype)), np.dtype(np.float32)
+        else:
+            self.Z = self._inner(Z - self.center.astype(Z.dtype))
+            self.dtype = self.Z.dtype
+        self.gram = sum_rows(_gram, self.Z, self.weights)
 
     def solve(self, C: float, start: State | None = None, max_iter: int = 3000) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the optimal (K, D) coefficients, the (K,) intercepts and the number of iterations.
@@ -155,21 +157,40 @@ class LinearProblem:
             iterations += taken
         return *self._outward(W, free), iterations
 
-    def scores(self, W: np.ndarray, free: np.ndarray) -> np.ndarray:
-        """Return the (N, K) float64 scores of the inner, centered rows."""
-        own = W.T.astype(self.Z.dtype)
-        return np.concatenate(map_rows(lambda Z: (Z @ own).astype(np.float64) + free, self.Z))
+    def slope(self, W: np.ndarray, free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return the mean loss of the inner, centered rows and its derivatives, (K, D) and (K,); one walk over them."""
+        own = W.T.astype(self.dtype)
 
-    def gathered(self, slope: np.ndarray) -> np.ndarray:
-        """Return the (K, D) sum of the inner rows weighted by the (N, K) slope, which it may overwrite."""
-        if self.Z.dtype != np.float64:
-            # float32 would hold the tiniest as denormal numbers, with which processors are a hundred times slower
-            slope[np.abs(slope) < DENORMAL] = 0
-        # written so that the long side of Z is walked once, in order
-        return sum(map_rows(lambda Z, own: (own.T.astype(Z.dtype) @ Z).astype(np.float64), self.Z, slope))
+        def piece(Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+            loss, slope = self.loss.slope((Z @ own).astype(np.float64) + free, codes, weights)
+            steepness = slope.sum(axis=0)
+            if Z.dtype != np.float64:
+                # float32 would hold the tiniest as denormal numbers, with which processors are a hundred times slower
+                slope[np.abs(slope) < DENORMAL] = 0
+            # written so that the long side of Z is walked once, in order
+            return loss, (slope.T.astype(Z.dtype) @ Z).astype(np.float64), steepness
+
+        loss, inner, steepness = 0.0, np.zeros_like(W), np.zeros_like(free)
+        for part in map_rows(piece, self.Z, self.codes, self.weights):
+            loss += part[0]
+            inner += part[1]
+            steepness += part[2]
+        return loss, inner, steepness
+
+    def _inner(self, centered: np.ndarray) -> np.ndarray:
+        """Return the rows to compute with: in their own span where that is smaller; in float64 if they are few."""
+        if len(centered) < centered.shape[1]:
+            self.basis, triangle = np.linalg.qr(centered.T)
+            centered = np.ascontiguousarray(triangle.T)
+        return centered.astype(np.float64) if centered.size <= SMALL else centered
 
     def _bend(self, W: np.ndarray, free: np.ndarray) -> float:
-        return float(self.loss.bend(self.scores(W, free), self.codes) @ self.weights)
+        own, bend = W.T.astype(self.dtype), self.loss.bend
+
+        def piece(Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
+            return bend((Z @ own).astype(np.float64) + free, codes) @ weights
+
+        return float(sum_rows(piece, self.Z, self.codes, self.weights))
 
     def _inward(self, start: State | None) -> State:
         if start is None:
@@ -183,7 +204,8 @@ class LinearProblem:
 
 
 def _gram(Z: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return ((Z * weights[:, None].astype(Z.dtype)).T @ Z).astype(np.float64)
+    rooted = Z * np.sqrt(weights)[:, None].astype(Z.dtype)
+    return (rooted.T @ rooted).astype(np.float64)  # of the same array: half the work
 
 
 class _Walk:
@@ -196,7 +218,7 @@ class _Walk:
         self.factor = cholesky(bound, lower=True, overwrite_a=True, check_finite=False)
         self.inverse = dtrtri(self.factor, lower=1)[0]
         self.root = np.sqrt(max(bend, np.finfo(np.float64).tiny))  # the same for the intercepts
-        self.tolerance = TOLERANCE[problem.Z.dtype]
+        self.tolerance = TOLERANCE[problem.dtype]
         self.steepness = np.inf  # squared gradient over the objective, at the last place looked at
 
     def run(self, W: np.ndarray, free: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int, bool]:
@@ -217,9 +239,9 @@ class _Walk:
 
     def _value(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
         problem, (W, free) = self.problem, self._unpacked(flat)
-        loss, slope = problem.loss.slope(problem.scores(W, free), problem.codes, problem.weights)
-        inner = problem.gathered(slope) + self.penalty * W
-        gradient = np.column_stack([inner @ self.inverse.T, slope.sum(axis=0) / self.root]).ravel()
+        loss, inner, free_slope = problem.slope(W, free)
+        inner += self.penalty * W
+        gradient = np.column_stack([inner @ self.inverse.T, free_slope / self.root]).ravel()
         value = loss + self.penalty / 2 * float(np.vdot(W, W))
         self.steepness = float(gradient @ gradient) / max(value, np.finfo(np.float64).tiny)
         return value, gradient

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+MOST_SCORES = 20_000_000  # one number needs no more of them
 LOWEST, HIGHEST = -12.0, 12.0  # of log T relative to the scores' own spread
+
+
+def sample_for_temperature(n: int, n_classes: int) -> np.ndarray:
+    """Return (N,) bool: the rows to fit a temperature on; all, unless their scores would fill the memory."""
+    used = np.zeros(n, bool)
+    used[:: -(-n * n_classes // MOST_SCORES)] = True
+    return used
 
 
 def fit_temperature(scores: np.ndarray, codes: np.ndarray) -> float:

@@ -13,11 +13,14 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
+from operator import iadd
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+from .rows import StreamedRows
 
 SMALL = 4_000_000  # values; less work than this is not worth a second thread
 PIECE = 500_000  # values in a piece at the least
@@ -38,18 +41,40 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_rows(function: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
-    """Call a function on consecutive pieces of arrays of equal length, on all cores; return the results in order.
+def map_rows(function: Callable[..., Any], rows: np.ndarray | StreamedRows, *arrays: np.ndarray) -> Iterator[Any]:
+    """Call a function on consecutive pieces of arrays of equal length, on all cores; yield the results in order.
 
     How rows are cut does not depend on the number of cores, so neither do sums over the pieces.
+
+    Parameters
+    ----------
+    function : callable
+        Of a piece of each array.
+    rows : (N, ...) array or StreamedRows
+    *arrays : (N, ...) arrays
     """
+    if not isinstance(rows, StreamedRows):
+        yield from _map_pieces(function, rows, *arrays)
+        return
+    for start, chunk in rows.chunks():
+        own = [array[start : start + len(chunk)] for array in arrays]
+        yield from _map_pieces(lambda piece, *others: function(rows.finish(piece), *others), chunk, *own)
+
+
+def sum_rows(function: Callable[..., Any], rows: np.ndarray | StreamedRows, *arrays: np.ndarray) -> Any:
+    """Return the sum of what `map_rows` yields: new arrays, or numbers."""
+    return reduce(iadd, map_rows(function, rows, *arrays))
+
+
+def _map_pieces(function: Callable[..., Any], *arrays: np.ndarray) -> Iterator[Any]:
     n = len(arrays[0])
     pieces = max(1, min(16, arrays[0].size // PIECE))
     bounds = [n * piece // pieces for piece in range(pieces + 1)]
     parts = [tuple(array[start:stop] for array in arrays) for start, stop in itertools.pairwise(bounds)]
     if pieces == 1 or cores() == 1:
-        return [function(*part) for part in parts]
-    return list(_pool(os.getpid()).map(lambda part: function(*part), parts))
+        yield from (function(*part) for part in parts)
+    else:
+        yield from _pool(os.getpid()).map(lambda part: function(*part), parts)
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .errors import HeadError, known
+from .rows import StreamedRows
 from .threads import SMALL
 
 LEARNING_RATES = {"sgd": 1e-3, "adamw": 1e-3, "lbfgs": 1.0}
@@ -56,16 +57,44 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Rows:
-    """Features (N, D) and class codes (N,) on the training device; code -1 is a class unseen in training."""
+    """Features (N, D) and class codes (N,) on the training device; code -1 is a class unseen in training.
 
-    X: torch.Tensor
+    Features that do not fit into memory come to the device a buffer at a time.
+    """
+
+    X: torch.Tensor | StreamedRows
     codes: torch.Tensor
 
     @classmethod
-    def of(cls, X: np.ndarray, codes: np.ndarray, device: str) -> Rows:
+    def of(cls, X: np.ndarray | StreamedRows, codes: np.ndarray, device: str) -> Rows:
         """Copy arrays to `device`, features as float32."""
+        if isinstance(X, StreamedRows):
+            return cls(X, torch.tensor(codes, device=device))
         # a copy, because arrays mapped from a file are read-only and torch has no such tensors
         return cls(torch.tensor(X, dtype=torch.float32, device=device), torch.tensor(codes, device=device))
+
+    def buffers(self, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield what is shuffled at a time: everything, or random parts in turn."""
+        if isinstance(self.X, torch.Tensor):
+            yield self.X, self.codes
+            return
+        seed = int(torch.randint(2**62, (), generator=generator))
+        for positions in self.X.buffers(np.random.default_rng(seed)):
+            yield self._at(positions)
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield everything, or one part after the other."""
+        if isinstance(self.X, torch.Tensor):
+            yield self.X, self.codes
+            return
+        for start, rows in self.X.chunks():
+            X = torch.from_numpy(self.X.finish(rows)).to(self.codes.device, torch.float32)
+            yield X, self.codes[start : start + len(rows)]
+
+    def _at(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        assert isinstance(self.X, StreamedRows)
+        X = torch.from_numpy(self.X.at(positions)).to(self.codes.device, torch.float32)
+        return X, self.codes[torch.from_numpy(positions)]
 
 
 def train(network: nn.Module, rows: Rows, validation: Rows | None, class_weights: np.ndarray,
@@ -90,6 +119,8 @@ def train(network: nn.Module, rows: Rows, validation: Rows | None, class_weights
         validation rows, `val_loss`, `val_accuracy`; and the number of the epoch that was kept.
     """
     recipe.checked()
+    if recipe.optimizer == "lbfgs" and isinstance(rows.X, StreamedRows):
+        raise HeadError("The optimizer 'lbfgs' takes all rows at once, and these are streamed; take 'sgd' or 'adamw'.")
     with _threads(rows, recipe):
         return _train(network, rows, validation, _loss(rows, class_weights, recipe.label_smoothing), recipe)
 
@@ -136,7 +167,7 @@ def _loss(rows: Rows, class_weights: np.ndarray, label_smoothing: float) -> Loss
     Weights have mean 1 over all rows, not over each batch as in torch's own mean: there, a batch of rare rows alone
     and one of common rows alone would count the same.
     """
-    weights = torch.tensor(class_weights, dtype=torch.float32, device=rows.X.device)
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=rows.codes.device)
     weights /= weights[rows.codes].mean()
 
     def mean_loss(scores: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -201,26 +232,30 @@ def _step(network: nn.Module, X: torch.Tensor, codes: torch.Tensor, loss_of: Los
 
 
 def _batches(rows: Rows, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    if recipe.optimizer == "lbfgs":  # it assumes the same rows at every step
-        yield rows.X, rows.codes
-        return
-    n = len(rows.codes)
-    if recipe.resample:
-        share = 1 / torch.bincount(rows.codes.cpu()).float()
-        order = torch.multinomial(share[rows.codes.cpu()], n, replacement=True, generator=generator)
-    else:
-        order = torch.randperm(n, generator=generator)
-    for batch in order.to(rows.codes.device).split(recipe.batch_size):
-        yield rows.X[batch], rows.codes[batch]
+    share = 1 / torch.bincount(rows.codes.cpu()).float()
+    for X, codes in rows.buffers(generator):
+        if recipe.optimizer == "lbfgs":  # it assumes the same rows at every step
+            yield X, codes
+            continue
+        if recipe.resample:
+            order = torch.multinomial(share[codes.cpu()], len(codes), replacement=True, generator=generator)
+        else:
+            order = torch.randperm(len(codes), generator=generator)
+        for batch in order.to(codes.device).split(recipe.batch_size):
+            yield X[batch], codes[batch]
 
 
 @torch.no_grad()
 def _validate(network: nn.Module, rows: Rows) -> dict[str, float]:
     network.eval()
-    scores = network(rows.X)
-    seen = rows.codes >= 0  # the loss of a class that the head cannot name would be infinite
-    loss = nn.functional.cross_entropy(scores[seen], rows.codes[seen]) if seen.any() else torch.tensor(float("nan"))
-    return {"val_loss": float(loss), "val_accuracy": float((scores.argmax(1) == rows.codes).float().mean())}
+    loss, named, right = 0.0, 0, 0
+    for X, codes in rows.chunks():
+        scores = network(X)
+        seen = codes >= 0  # the loss of a class that the head cannot name would be infinite
+        loss += float(nn.functional.cross_entropy(scores[seen], codes[seen], reduction="sum"))
+        named += int(seen.sum())
+        right += int((scores.argmax(1) == codes).sum())
+    return {"val_loss": loss / named if named else float("nan"), "val_accuracy": right / len(rows.codes)}
 
 
 def _copied(network: nn.Module) -> dict[str, torch.Tensor]:

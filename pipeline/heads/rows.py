@@ -1,0 +1,98 @@
+"""Training rows that do not fit into memory: read anew, chunk by chunk, each time they are walked.
+
+Whatever a head learns by sums over rows goes through `threads.map_rows`, which takes arrays and streamed rows alike:
+one piece of code for both, and the same sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .errors import HeadError
+
+CHUNK_VALUES = 8_000_000  # read at a time; several chunks are in memory at once
+BUFFER_VALUES = 64_000_000  # shuffled at a time
+RUN = 256  # neighbouring rows that are read together into a shuffled buffer
+
+
+class StreamedRows:
+    """Features (N, D) that are read when they are needed.
+
+    Parameters
+    ----------
+    read : callable
+        From ascending positions (n,) to those rows, (n, D).
+    shape : (int, int)
+        N and D.
+    finish : callable, optional
+        What is done with rows once read, from float32 (n, D') to (n, D).
+    """
+
+    ndim = 2
+
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int],
+                 finish: Callable[[np.ndarray], np.ndarray] | None = None):
+        self.read, self.shape = read, shape
+        self.finish = finish or _numbers
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def size(self) -> int:
+        """N times D."""
+        return self.shape[0] * self.shape[1]
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> StreamedRows:
+        """Return these rows, changed by a function of (n, D) rows that gives a row for each."""
+        finish = self.finish
+        width = function(np.zeros((1, self.shape[1]), np.float32)).shape[1]
+        return StreamedRows(self.read, (self.shape[0], width), lambda rows: function(finish(rows)))
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Return the rows at ascending positions."""
+        return self.finish(self.read(positions))
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (position of the first row, rows as read), in order; `finish` is left to the caller's threads."""
+        step = max(1, CHUNK_VALUES // max(1, self.shape[1]))
+        starts = range(0, len(self), step)
+        yield from _ahead((start, self.read(np.arange(start, min(start + step, len(self))))) for start in starts)
+
+    def buffers(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Yield ascending positions, about `BUFFER_VALUES` values at a time: each a sample from all over the rows.
+
+        Caches often lie sorted by class, so neighbours alone would be a poor shuffle: of every few thousand
+        neighbours, each buffer takes one short run. All buffers together hold every row once.
+        """
+        count = max(1, -(-self.size // BUFFER_VALUES))
+        runs = np.arange(-(-len(self) // RUN))
+        padded = np.full(-(-len(runs) // count) * count, -1)
+        padded[: len(runs)] = runs
+        for chosen in rng.permuted(padded.reshape(-1, count), axis=1).T:
+            starts = np.sort(chosen[chosen >= 0]) * RUN
+            positions = (starts[:, None] + np.arange(RUN)).ravel()
+            yield positions[positions < len(self)]
+
+
+def _numbers(rows: np.ndarray) -> np.ndarray:
+    """Return rows as float32, and refuse what is no number, as `Head.fit` does for arrays."""
+    rows = np.asarray(rows, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspicious = not np.isfinite(rows.sum())
+    if suspicious and not np.isfinite(rows).all():
+        raise HeadError("The features hold NaN or infinity.")
+    return rows
+
+
+def _ahead(iterator: Iterator[Any]) -> Iterator[Any]:
+    """Yield what an iterator yields, while a thread already makes the next."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        pending = pool.submit(next, iterator, None)
+        while (found := pending.result()) is not None:
+            pending = pool.submit(next, iterator, None)
+            yield found
