@@ -37,9 +37,9 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) ->
     dict
         Plain numbers, fit for JSON: `n`, `accuracy`, `accuracy_ci95` ([low, high], Wilson's interval), `top5`
         (from 6 classes on), `balanced_accuracy` (mean recall of the classes that occur), `macro_f1` (over the
-        classes that occur or are predicted), `log_loss` (nats), `balanced_accuracy_ci95`, `macro_f1_ci95`,
-        `log_loss_ci95` (bootstrap), `brier` (squared distance from the truth summed over classes, 0 to 2),
-        `ece` (see `calibration_error`), `per_class` (a mapping for each class id: `n`, `predicted`, `precision`,
+        classes that occur or are predicted), `log_loss` (nats), `brier` (squared distance from the truth summed over
+        classes, 0 to 2), `ece` (see `calibration_error`), each of these with its bootstrap interval (`…_ci95`),
+        `per_class` (a mapping for each class id: `n`, `predicted`, `precision`,
         `recall`, `f1`; None where undefined), `confusion` (K rows of true classes; up to 200 classes).
 
     Raises
@@ -60,9 +60,9 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) ->
         "balanced_accuracy": balanced_accuracy(counts),
         "macro_f1": macro_f1(counts),
         "log_loss": log_loss(labels, probabilities),
-        **_intervals(counts, _losses(labels, probabilities), np.random.default_rng(seed)),
         "brier": brier_score(labels, probabilities),
         "ece": calibration_error(probabilities.max(axis=1), predictions == labels),
+        **_intervals(counts, labels, probabilities, np.random.default_rng(seed)),
         "per_class": _per_class(counts),
         **({"confusion": counts.tolist()} if n_classes <= MOST_CLASSES else {}),
     }
@@ -109,8 +109,12 @@ def top_accuracy(labels: np.ndarray, probabilities: np.ndarray, top: int = TOP) 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean over rows of Σ (p − truth)² over classes: 0 at best, 2 at worst (Brier, 1950)."""
+    return float(_distances(labels, probabilities).mean())
+
+
+def _distances(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     own = probabilities[np.arange(len(labels)), labels]
-    return float(((probabilities**2).sum(axis=1, dtype=np.float64) + 1 - 2 * own).mean())
+    return (probabilities**2).sum(axis=1, dtype=np.float64) + 1 - 2 * own
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
@@ -129,13 +133,17 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
     list of dict
         For each bin that holds a row `n`, mean `confidence` and `accuracy`.
     """
-    place = np.clip((np.asarray(confidence) * bins).astype(int), 0, bins - 1)
+    place = _bins(confidence, bins)
     n = np.bincount(place, minlength=bins)
     sure, right = (np.bincount(place, values, minlength=bins) for values in (confidence, correct))
     return [
         {"n": int(n[bin]), "confidence": float(sure[bin] / n[bin]), "accuracy": float(right[bin] / n[bin])}
         for bin in np.flatnonzero(n)
     ]
+
+
+def _bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.clip((np.asarray(confidence) * bins).astype(int), 0, bins - 1)
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
@@ -176,20 +184,57 @@ def _per_class(counts: np.ndarray) -> list[dict[str, Any]]:
     return found
 
 
-def _intervals(counts: np.ndarray, losses: np.ndarray, rng: np.random.Generator) -> dict[str, list[float]]:
+def _intervals(
+    counts: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, rng: np.random.Generator
+) -> dict[str, list[float]]:
     """Return 95 % percentile bootstrap intervals: rows are drawn again, with repeats, and scored again.
 
     Where every prediction is right, resampling knows nothing of errors and would call the score certain; Wilson's
     interval of the accuracy stands in.
     """
-    n = len(losses)
+    n = len(labels)
     repeats = int(np.clip(DRAWS // n, 100, REPEATS))
     if counts.trace() == n:
         balanced = f1 = list(wilson_interval(n, n))
     else:
         balanced, f1 = map(_middle, _resampled(counts, repeats, rng))
-    means = np.array([losses[rng.integers(0, n, n, dtype=np.uint32)].mean() for _ in range(repeats)])
-    return {"balanced_accuracy_ci95": balanced, "macro_f1_ci95": f1, "log_loss_ci95": _middle(means)}
+    sure = probabilities.max(axis=1).astype(np.float64)
+    gaps, place = (probabilities.argmax(axis=1) == labels) - sure, _bins(sure, BINS)
+    order = np.argsort(place, kind="stable")  # a bin's rows side by side
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    values = np.stack([_losses(labels, probabilities), _distances(labels, probabilities), gaps])[:, order]
+    drawn = np.empty((3, repeats))
+    for turn in range(repeats):
+        times = np.bincount(rng.integers(0, n, n, dtype=np.uint32), minlength=n)
+        drawn[:2, turn] = values[:2] @ times / n
+        drawn[2, turn] = np.abs(np.add.reduceat(values[2] * times, starts)).sum() / n
+    error = float(np.abs(np.add.reduceat(values[2], starts)).sum() / n)
+    variances = np.add.reduceat((sure * (1 - sure))[order], starts)
+    return {
+        "balanced_accuracy_ci95": balanced, "macro_f1_ci95": f1, "log_loss_ci95": _middle(drawn[0]),
+        "brier_ci95": _middle(drawn[1]), "ece_ci95": _error_interval(error, drawn[2], variances, n, rng),
+    }  # fmt: skip
+
+
+def _error_interval(
+    error: float, drawn: np.ndarray, variances: np.ndarray, n: int, rng: np.random.Generator
+) -> list[float]:
+    """Return the interval of a calibration error from its resamples.
+
+    It is a sum of absolute values: chance alone makes it larger, and each resample once more, so plain percentiles
+    would exclude a perfect calibration for certain. The lower end is therefore that of the reversed interval [1]_,
+    and 0 where chance gives a perfectly calibrated classifier such an error 1 time in 40 or more [2]_; of the upper
+    end the resamples' shift is taken off.
+
+    References
+    ----------
+    .. [1] Davison and Hinkley, "Bootstrap methods and their application", 1997, section 5.2.
+    .. [2] Broecker and Smith, "Increasing the reliability of reliability diagrams", Weather and Forecasting 2007.
+    """
+    low, high = _middle(drawn)
+    chance = np.abs(rng.normal(size=(len(drawn), len(variances))) * np.sqrt(variances)).sum(axis=1) / n
+    least = 0.0 if error <= np.quantile(chance, 0.975) else max(0.0, min(error, 2 * error - high))
+    return [least, max(error, high - max(0.0, float(np.median(drawn)) - error))]
 
 
 def _resampled(counts: np.ndarray, repeats: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics
 
-from pipeline.evaluation import EvaluationError, calibration_error, evaluate, reliability, wilson_interval
+from pipeline.evaluation import EvaluationError, brier_score, calibration_error, evaluate, reliability, wilson_interval
 
 
 def sample(n=200, k=5, seed=0):
@@ -39,7 +39,7 @@ def test_absent_classes_change_nothing_but_are_counted_when_predicted():
 def test_result_is_plain_json():
     assert json.loads(json.dumps(evaluate(*sample()))).keys() == {
         "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1", "log_loss", "balanced_accuracy_ci95",
-        "macro_f1_ci95", "log_loss_ci95", "brier", "ece", "per_class", "confusion",
+        "macro_f1_ci95", "log_loss_ci95", "brier", "brier_ci95", "ece", "ece_ci95", "per_class", "confusion",
     }
     assert "top5" in evaluate(*sample(k=6))
     assert "confusion" not in evaluate(*sample(k=201))
@@ -127,6 +127,7 @@ def test_intervals_are_those_of_resampled_rows():
         ("balanced_accuracy", lambda rows: metrics.balanced_accuracy_score(labels[rows], predictions[rows])),
         ("macro_f1", lambda rows: metrics.f1_score(labels[rows], predictions[rows], average="macro")),
         ("log_loss", lambda rows: metrics.log_loss(labels[rows], probabilities[rows])),
+        ("brier", lambda rows: metrics.brier_score_loss(labels[rows], probabilities[rows], scale_by_half=False)),
     ):
         expected = np.quantile([score(rows) for rows in draws], (0.025, 0.975))
         found = evaluate(labels, probabilities)[f"{name}_ci95"]
@@ -153,6 +154,29 @@ def test_bootstrap_intervals_hold_the_truth_about_95_times_in_100():
             inside[name] += low <= truth[name] <= high
     # 4 standard deviations of 200 trials at 95 % are 6.2 points
     assert all(0.89 <= count / 200 <= 1 for count in inside.values()), inside
+
+
+@pytest.mark.parametrize("sharpened", [1.0, 2.0, 0.6])
+def test_intervals_of_the_calibration_hold_the_truth_about_95_times_in_100(sharpened):
+    rng = np.random.default_rng(3)
+
+    def said(n):
+        true = rng.dirichlet(np.full(3, 0.5), n)
+        labels = (true.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(0, 2)
+        return labels, true**sharpened / (true**sharpened).sum(axis=1, keepdims=True)
+
+    labels, probabilities = said(200_000)
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    truth = {"ece": 0.0 if sharpened == 1 else calibration_error(sure, right), "brier": brier_score(labels, probabilities)}
+    inside = dict.fromkeys(truth, 0)
+    for _ in range(100):
+        found = evaluate(*said(300))
+        for name in truth:
+            low, high = found[f"{name}_ci95"]
+            assert low <= found[name] <= high
+            inside[name] += low <= truth[name] <= high
+    # 4 standard deviations of 100 trials at 95 % are 8.7 points
+    assert all(count >= 86 for count in inside.values()), inside
 
 
 def test_no_error_seen_is_not_called_certain():
