@@ -231,7 +231,7 @@ def _error_interval(
     .. [1] Davison and Hinkley, "Bootstrap methods and their application", 1997, section 5.2.
     .. [2] Broecker and Smith, "Increasing the reliability of reliability diagrams", Weather and Forecasting 2007.
     """
-    low, high = _middle(drawn)
+    high = _middle(drawn)[1]
     chance = np.abs(rng.normal(size=(len(drawn), len(variances))) * np.sqrt(variances)).sum(axis=1) / n
     least = 0.0 if error <= np.quantile(chance, 0.975) else max(0.0, min(error, 2 * error - high))
     return [least, max(error, high - max(0.0, float(np.median(drawn)) - error))]

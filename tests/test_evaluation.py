@@ -167,7 +167,8 @@ def test_intervals_of_the_calibration_hold_the_truth_about_95_times_in_100(sharp
 
     labels, probabilities = said(200_000)
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    truth = {"ece": 0.0 if sharpened == 1 else calibration_error(sure, right), "brier": brier_score(labels, probabilities)}
+    error = 0.0 if sharpened == 1 else calibration_error(sure, right)
+    truth = {"ece": error, "brier": brier_score(labels, probabilities)}
     inside = dict.fromkeys(truth, 0)
     for _ in range(100):
         found = evaluate(*said(300))
