@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
@@ -15,7 +15,7 @@ import numpy as np
 from .backbones import Backbone, Embedder, as_described, from_description, is_prepared
 from .data import Limits, UnreadableImageError, decode, read_bytes
 from .data.reader import DEFAULT_LIMITS
-from .errors import DataError, RunError
+from .errors import DataError, PipelineError, RunError
 from .progress import Progress, silent
 from .runs import Run
 
@@ -43,6 +43,14 @@ class Prediction:
         Of every class.
     reason : str
         Why there is no label; empty otherwise.
+    abstained : bool
+        Whether the probability is below the one asked for, so that the label is no answer but the best guess.
+    unfamiliar : bool or None
+        Whether the image is unlike anything in training: its label then means little, however likely. None where the
+        head has not learned to tell.
+    possible : tuple of str or None
+        The labels that hold the truth as often as the calibration promises, the likeliest first; None where the head
+        is not calibrated.
     """
 
     path: str
@@ -50,6 +58,9 @@ class Prediction:
     prob: float | None
     probabilities: Mapping[str, float]
     reason: str = ""
+    abstained: bool = False
+    unfamiliar: bool | None = None
+    possible: tuple[str, ...] | None = None
 
 
 class ImageClassifier:
@@ -65,6 +76,13 @@ class ImageClassifier:
         See `make_engine` and `Embedder`.
     limits : Limits
         What one image may cost.
+    abstain_below : float
+        Probability below which a prediction is marked as abstained.
+
+    Raises
+    ------
+    PipelineError
+        If `abstain_below` is no probability.
 
     Examples
     --------
@@ -85,7 +103,11 @@ class ImageClassifier:
         workers: int | None = None,
         cache_dir: str | Path = "cache",
         limits: Limits = DEFAULT_LIMITS,
+        abstain_below: float = 0.0,
     ):
+        if not 0 <= abstain_below <= 1:
+            raise PipelineError(f"Abstaining goes by a probability from 0 to 1, not {abstain_below:g}.")
+        self.abstain_below = abstain_below
         self.backbone = backbone
         self.head = head
         self.classes = tuple(classes)
@@ -103,6 +125,11 @@ class ImageClassifier:
     def notes(self) -> list[str]:
         """Remarks for the user on how the backbone runs."""
         return self._embedder.engine.notes
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the head's probabilities were made honest, and it knows sets of labels and strange images."""
+        return hasattr(self.head, "set_threshold_") and hasattr(self.head, "familiarity_")
 
     @classmethod
     def load(cls, run: str | Path | Run, runs_dir: Path = Path("runs"), **running: Any) -> ImageClassifier:
@@ -170,17 +197,29 @@ class ImageClassifier:
             yield from predictions
 
     def _predictions(self, names: list[str], rows: np.ndarray, failures: dict[int, str]) -> Iterator[Prediction]:
-        from .heads import probabilities
-
-        scores = iter(probabilities(self.head, rows, len(self.classes)) if len(rows) else ())
+        scored = self._scored(rows) if len(rows) else iter(())
         for index, name in enumerate(names):
             if index in failures:
                 yield Prediction(name, None, None, {}, failures[index])
-                continue
-            each = next(scores)
-            best = int(each.argmax())
-            named = dict(zip(self.classes, map(float, each), strict=True))
-            yield Prediction(name, self.classes[best], float(each[best]), named)
+            else:
+                yield replace(next(scored), path=name)
+
+    def _scored(self, rows: np.ndarray) -> Iterator[Prediction]:
+        """Yield what the head says of each row, still without its path."""
+        from .heads import prediction_sets, probabilities
+
+        scores = probabilities(self.head, rows, len(self.classes))
+        strange = self.head.familiarity_.unlike(rows) if self.calibrated else None
+        sets = prediction_sets(scores, self.head.set_threshold_) if self.calibrated else None
+        for index, own in enumerate(scores):
+            order = np.argsort(-own, kind="stable").tolist()
+            prob = float(own[order[0]])
+            yield Prediction(
+                "", self.classes[order[0]], prob, dict(zip(self.classes, own.tolist(), strict=True)),
+                abstained=prob < self.abstain_below,
+                unfamiliar=None if strange is None else bool(strange[index]),
+                possible=None if sets is None else tuple(self.classes[label] for label in order if sets[index, label]),
+            )
 
 
 def linear_head(weight: np.ndarray, bias: np.ndarray) -> Head:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from .errors import PipelineError
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 TOP = 5  # of top5, which says something from TOP + 1 classes on
 BINS = 15  # of the calibration error, the field's usual number
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # below which one may decline to answer
 REPEATS, DRAWS = 1000, 10**8  # of the bootstrap: how often, and how many draws are worth waiting for
 MOST_CLASSES = 200  # above, the confusion matrix is left out: `predictions.csv` tells the same in less
 
@@ -39,7 +41,7 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) ->
         (from 6 classes on), `balanced_accuracy` (mean recall of the classes that occur), `macro_f1` (over the
         classes that occur or are predicted), `log_loss` (nats), `brier` (squared distance from the truth summed over
         classes, 0 to 2), `ece` (see `calibration_error`), each of these with its bootstrap interval (`…_ci95`),
-        `per_class` (a mapping for each class id: `n`, `predicted`, `precision`,
+        `abstaining` (see `risk_coverage`), `per_class` (a mapping for each class id: `n`, `predicted`, `precision`,
         `recall`, `f1`; None where undefined), `confusion` (K rows of true classes; up to 200 classes).
 
     Raises
@@ -63,6 +65,7 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) ->
         "brier": brier_score(labels, probabilities),
         "ece": calibration_error(probabilities.max(axis=1), predictions == labels),
         **_intervals(counts, labels, probabilities, np.random.default_rng(seed)),
+        "abstaining": risk_coverage(probabilities.max(axis=1), predictions == labels),
         "per_class": _per_class(counts),
         **({"confusion": counts.tolist()} if n_classes <= MOST_CLASSES else {}),
     }
@@ -153,6 +156,35 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = B
     """
     found = reliability(confidence, correct, bins)
     return sum(bin["n"] * abs(bin["accuracy"] - bin["confidence"]) for bin in found) / len(confidence)
+
+
+def risk_coverage(
+    confidence: np.ndarray, correct: np.ndarray, thresholds: Sequence[float] = THRESHOLDS
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return how many rows are answered, and how well, by who declines below a probability.
+
+    Source: El-Yaniv and Wiener, "On the foundations of noise-free selective classification", JMLR 2010.
+
+    Parameters
+    ----------
+    confidence : (N,) array
+        The predicted class's probability.
+    correct : (N,) bool array
+    thresholds : sequence of float
+
+    Returns
+    -------
+    list of dict
+        For each threshold `below`, `answered` (share of the rows), and `accuracy` and `accuracy_ci95` of those, None
+        where there are none.
+    """
+    found = []
+    for threshold in thresholds:
+        answered = np.asarray(confidence) >= threshold
+        n, right = int(answered.sum()), int(np.asarray(correct)[answered].sum())
+        found.append({"below": threshold, "answered": n / len(answered), "accuracy": right / n if n else None,
+                      "accuracy_ci95": list(wilson_interval(right, n)) if n else None})
+    return found
 
 
 def balanced_accuracy(counts: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbones import DEFAULT, POOLED, Backbone, resolve
+from .certainty import Calibration, calibrated
 from .comparison import compared
 from .data import DEFAULT_DATA, Limits, load_dataset
 from .data.reader import DEFAULT_LIMITS
@@ -114,6 +115,7 @@ def train_head(
     settings: Mapping[str, Any] | None = None,
     sweep: Sweep | None = None,
     repeats: int = 1,
+    calibration: Calibration | None = None,
     name: str | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
@@ -134,6 +136,8 @@ def train_head(
     seed : int
     sweep, repeats
         See `pipeline.fitting.fit_head`. A killed sweep goes on where it stopped.
+    calibration : Calibration, optional
+        Make probabilities honest, and learn to say "I don't know"; see `pipeline.certainty`.
     name : str, optional
         Of the run; by default from data set, backbone and head.
 
@@ -147,17 +151,22 @@ def train_head(
         If there is no cache for this, or the images changed since.
     """
     with opened(features, data, backbone, cache_dir, progress) as cache:
-        return _train(cache, head, settings or {}, seed, sweep, repeats, Path(runs_dir), name, progress=progress)
+        return _train(
+            cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), name, progress=progress
+        )
 
 
 def _train(
     cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
-    runs_dir: Path, name: str | None = None, jobs: int = -1, progress: Progress = silent,
+    calibration: Calibration | None, runs_dir: Path, name: str | None = None, jobs: int = -1,
+    progress: Progress = silent,
 ) -> Run:  # fmt: skip
     folder = runs_dir.absolute() / ".sweeps" if sweep else None  # worker processes may stand in another folder
     fitted = fit_head(
         cache, head, settings, seed, sweep=sweep, repeats=repeats, folder=folder, jobs=jobs, progress=progress
     )
+    if calibration:
+        fitted = calibrated(cache, fitted, calibration)
     return save_head_run(cache, fitted, runs_dir, name)
 
 
@@ -171,6 +180,7 @@ def train_heads(
     settings: Mapping[str, Any] | None = None,
     sweep: Sweep | None = None,
     repeats: int = 1,
+    calibration: Calibration | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
@@ -191,12 +201,13 @@ def train_heads(
     place = Path(runs_dir)
     with opened(features, data, backbone, cache_dir, progress) as cache:
         if sweep:
-            return [_train(cache, name, own, seed, sweep, repeats, place, progress=progress) for name, own in jobs]
+            return [_train(cache, name, own, seed, sweep, repeats, calibration, place, progress=progress)
+                    for name, own in jobs]  # fmt: skip
         path, place = cache.path.absolute(), place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_in_process)(path, name, own, seed, repeats, place) for name, own in jobs
+            delayed(_train_in_process)(path, name, own, seed, repeats, calibration, place) for name, own in jobs
         ):
             runs.append(run)
             bar.update(1)
@@ -204,12 +215,13 @@ def train_heads(
 
 
 def _train_in_process(
-    path: Path, name: str, settings: Mapping[str, Any], seed: int, repeats: int, runs_dir: Path
-) -> Run:
+    path: Path, name: str, settings: Mapping[str, Any], seed: int, repeats: int, calibration: Calibration | None,
+    runs_dir: Path,
+) -> Run:  # fmt: skip
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), FeatureCache.open(path) as cache:
-        return _train(cache, name, settings, seed, None, repeats, runs_dir, jobs=1)
+        return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, jobs=1)
 
 
 def learning_curve(

@@ -68,6 +68,8 @@ class FittedHead:
         What a sweep tried, a row a candidate.
     repeats : dict
         Of each split, `accuracies` over several seeds with their `mean` and `sd`; empty for one seed.
+    calibration : dict
+        How its probabilities were made honest, see `pipeline.certainty`; empty where they were not.
     """
 
     name: str
@@ -77,6 +79,7 @@ class FittedHead:
     selection: str
     candidates: list[dict[str, Any]] = field(default_factory=list)
     repeats: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
 
 
 def fit_head(

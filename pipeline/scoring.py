@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbones import NETWORK_FILE, description
+from .certainty import held_out_figures
 from .classifier import ImageClassifier, linear_head
 from .data import Dataset
 from .evaluation import evaluate
@@ -50,6 +51,7 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "selection": fitted.selection,
         "spec_sha256": cache.spec.sha256,
         **({"repeats": fitted.repeats} if fitted.repeats else {}),
+        **({"calibration": held_out_figures(cache, fitted, splits, labels, scores)} if fitted.calibration else {}),
     }
     origin = {"name": cache.meta["dataset"], "root": cache.meta["root"], **cache.meta.get("origin", {})}
     metadata = {"class_names": list(cache.classes), "spec_sha256": cache.spec.sha256}

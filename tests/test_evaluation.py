@@ -39,7 +39,8 @@ def test_absent_classes_change_nothing_but_are_counted_when_predicted():
 def test_result_is_plain_json():
     assert json.loads(json.dumps(evaluate(*sample()))).keys() == {
         "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1", "log_loss", "balanced_accuracy_ci95",
-        "macro_f1_ci95", "log_loss_ci95", "brier", "brier_ci95", "ece", "ece_ci95", "per_class", "confusion",
+        "macro_f1_ci95", "log_loss_ci95", "brier", "brier_ci95", "ece", "ece_ci95", "abstaining", "per_class",
+        "confusion",
     }
     assert "top5" in evaluate(*sample(k=6))
     assert "confusion" not in evaluate(*sample(k=201))
@@ -183,3 +184,13 @@ def test_intervals_of_the_calibration_hold_the_truth_about_95_times_in_100(sharp
 def test_no_error_seen_is_not_called_certain():
     found = evaluate(np.array([0, 1] * 10), np.eye(2)[[0, 1] * 10])
     assert found["balanced_accuracy_ci95"] == found["macro_f1_ci95"] == list(wilson_interval(20, 20))
+
+
+def test_who_declines_below_a_probability_answers_less_and_better():
+    labels = np.array([0, 0, 0, 1])
+    probabilities = np.array([[0.95, 0.05], [0.8, 0.2], [0.45, 0.55], [0.3, 0.7]])
+    found = {one["below"]: one for one in evaluate(labels, probabilities)["abstaining"]}
+    assert (found[0.5]["answered"], found[0.5]["accuracy"]) == (1.0, 0.75)
+    assert (found[0.7]["answered"], found[0.7]["accuracy"]) == (0.75, 1.0)  # 0.7 itself is an answer
+    assert (found[0.95]["answered"], found[0.95]["accuracy"]) == (0.25, 1.0)
+    assert found[0.99] == {"below": 0.99, "answered": 0.0, "accuracy": None, "accuracy_ci95": None}

@@ -44,6 +44,13 @@ def test_temperature_undoes_any_overconfidence(wrong_by):
     assert fit_temperature(scores * wrong_by, codes) == pytest.approx(wrong_by, rel=0.07)
 
 
+@pytest.mark.parametrize("n", [10, 1000])
+def test_rows_that_are_all_right_do_not_make_the_next_one_certain(n):
+    scores = np.random.default_rng(0).uniform(0.5, 1.5, size=(n, 1)) * [[1.0, -1.0]]
+    found = softmax(scores / fit_temperature(scores, np.zeros(n, int)))
+    assert 1 - 3 / n < found[:, 0].mean() < 1 - 0.3 / n
+
+
 @pytest.mark.parametrize("name", ["gaussian-nb", "lda", "logistic"])
 @pytest.mark.parametrize("with_val", [True, False])
 def test_calibrated_head_keeps_its_labels_and_loses_less_on_unseen_rows(digits, name, with_val):

@@ -57,6 +57,7 @@ class Interrupting:
 
     def __init__(self, classifier, after: int):
         self.classifier, self.classes, self.left, self.seen = classifier, classifier.classes, after, 0
+        self.abstain_below = classifier.abstain_below
 
     def stream(self, images):
         for prediction in self.classifier.stream(images):
@@ -151,11 +152,14 @@ def test_parquet_holds_the_rows_of_the_csv_file_and_is_gone_on_with_likewise(her
     done = predict_to_file(classifier, run, wanted, here / "out.parquet", parquet=True)
     assert done.resumed == 30 and done.failed == plain.failed
     table = parquet.read_table(done.path)
-    assert table.column_names == ["path", "label", "prob", "china", "flower", "reason"]
+    assert table.column_names == ["path", "label", "prob", "china", "flower", "reason", "abstained", "unfamiliar",
+                                  "possible"]
+    assert str(table.schema.field("abstained").type) == "bool"
     assert str(table.schema.field("prob").type) == "double"
     for row, other in zip(table.to_pylist(), rows(plain.path), strict=True):
         assert (row["path"], row["label"] or "") == (other["path"], other["label"])
         assert row["reason"] == (other["reason"] or None)
+        assert row["abstained"] is (False if other["abstained"] else None) and row["possible"] is None
         assert row["china"] == (pytest.approx(float(other["china"]), rel=1e-5) if other["china"] else None)
 
 
@@ -178,7 +182,8 @@ def test_a_file_that_cannot_be_is_refused_in_one_line_before_any_image_is_read(h
 
 
 def test_a_class_named_like_a_column_keeps_a_column_of_its_own():
-    assert columns(["label", "cat"]) == ["path", "label", "prob", "label (class)", "cat", "reason"]
+    assert columns(["label", "cat"]) == ["path", "label", "prob", "label (class)", "cat", "reason",
+                                         "abstained", "unfamiliar", "possible"]
 
 
 def test_an_unreadable_image_has_its_reason_beside_its_own_name(here, tmp_path, capsys):

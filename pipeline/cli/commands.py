@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
 from .flags import HEAD_SETTINGS
-from .predicting import save_grid, save_table, stream_to_table, table_of
+from .predicting import as_values, print_doubts, print_predictions, save_grid, save_table, stream_to_table, table_of
 from .printing import (
+    print_calibration,
     print_json,
     print_notes,
     print_runs,
@@ -56,8 +57,8 @@ def train_head(options: argparse.Namespace) -> None:
     settings = _head_settings(options)
     common: dict[str, Any] = {
         "features": options.features, "seed": options.seed, "settings": settings, "sweep": _sweep(options),
-        "repeats": options.repeats, "cache_dir": options.cache_dir, "runs_dir": options.runs_dir,
-        "progress": progress_bars(),
+        "repeats": options.repeats, "calibration": _calibration(options), "cache_dir": options.cache_dir,
+        "runs_dir": options.runs_dir, "progress": progress_bars(),
     }  # fmt: skip
     names = _heads(options)
     backbone = DEFAULT if options.features else backbone_of(options)
@@ -72,6 +73,7 @@ def train_head(options: argparse.Namespace) -> None:
         for split, spread in run.metrics.get("repeats", {}).items():
             print(f"{run.metrics['head']}, {split}, {len(spread['accuracies'])} seeds: accuracy {spread['mean']:.4f}, "
                   f"standard deviation {spread['sd']:.4f}")
+        print_calibration(run.metrics)
     if not options.json and len(runs) == 1:
         print(f"saved {runs[0].path}")
 
@@ -136,14 +138,13 @@ def predict(options: argparse.Namespace) -> None:
     paths = [path for given in options.images for path in list_images(given)]
     classifier = ImageClassifier.load(
         run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
-        cache_dir=options.cache_dir, limits=_limits(options),
+        cache_dir=options.cache_dir, limits=_limits(options), abstain_below=options.abstain_below,
     )
     if table and not (options.json or options.grid):
         stream_to_table(classifier, run, paths, table, bool(options.parquet))
         return
     found = classifier.predict(paths, progress=progress_bars())
     print_notes(classifier.notes)
-    rows = [(prediction.path, prediction.label or "", prediction.prob) for prediction in found]
     failed = [prediction for prediction in found if prediction.label is None]
     if len(failed) == len(found):
         raise PipelineError(f"None of the {len(found)} files is a readable image: {failed[0].path!r}: "
@@ -153,13 +154,13 @@ def predict(options: argparse.Namespace) -> None:
     if options.grid:
         save_grid(found, options.grid)
     if options.json:
-        print_json({"predictions": [
-            {"path": path, "label": label or None, "prob": prob} for path, label, prob in rows
-        ], "failed": [{"path": each.path, "reason": each.reason} for each in failed]})
+        print_json({"predictions": [as_values(each) for each in found],
+                    "failed": [{"path": each.path, "reason": each.reason} for each in failed]})
     elif table:
         print(f"{table}: {len(found) - len(failed)} images classified, {len(failed)} unreadable")
     else:
-        print_table(("path", "label", "prob"), [(path, label, f"{prob:.3f}") for path, label, prob in rows if label])
+        print_predictions(found)
+    print_doubts(classifier, run, found)
     print_notes(f"no prediction for {each.path!r}: {each.reason}" for each in failed[:5])
     if len(failed) > 5:
         print_notes([f"… and {len(failed) - 5} more"])
@@ -266,6 +267,12 @@ def _sweep(options: argparse.Namespace) -> Any:
         return None
     grid = {name: [_value(value) for value in values.split(",")] for name, values in map(_pair, options.grid)}
     return Sweep(grid or None, options.select_on, options.folds, options.metric, options.one_standard_error)
+
+
+def _calibration(options: argparse.Namespace) -> Any:
+    from ..certainty import Calibration
+
+    return Calibration(options.calibrate, options.coverage, options.folds) if options.calibrate else None
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -137,6 +137,11 @@ def add_sweep(parser: Parser) -> None:
                        help="accuracy, balanced_accuracy, macro_f1 or log_loss (default: accuracy)")
     group.add_argument("--one-standard-error", action="store_true",
                        help="take the simplest candidate within one standard error of the best")
+    group.add_argument("--calibrate", nargs="?", const="cv", metavar="cv|val",
+                       help="make probabilities honest by cross-validation on train (default) or on val, and learn "
+                            "which labels are possible and which images are strange: `predict` tells")
+    group.add_argument("--coverage", type=float, default=0.9, metavar="X",
+                       help="how often --calibrate's sets of possible labels hold the truth (default: 0.9)")
     group.add_argument("--repeats", type=int, default=1, metavar="N", help="train with N seeds and tell the spread")
     group.add_argument("--shots", type=numbers, metavar="K1,K2,…",
                        help="few-shot figures with so many images a class, as `learning-curve --shots`")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PipelineError
-from .printing import print_notes, progress_bars, write_csv
+from .printing import print_notes, print_table, progress_bars, write_csv
 
 MOST = 60  # images of a picture
 
@@ -34,6 +34,7 @@ def stream_to_table(classifier: Any, run: Any, paths: Sequence[Path], path: Path
 
     done = predict_to_file(classifier, run, paths, path, parquet=parquet, progress=progress_bars())
     print_notes(classifier.notes)
+    _note_doubts(classifier, run, done.abstained, done.unfamiliar, done.images)
     if done.resumed:
         print_notes([f"Went on where an interrupted call stopped: {done.resumed} images were there."])
     print(f"{done.path}: {done.images - len(done.failed)} images classified, {len(done.failed)} unreadable")
@@ -60,7 +61,45 @@ def save_grid(found: Sequence[Any], path: Path) -> None:
     from ..thumbnails import contact_sheet, save
 
     shown = found[:MOST]
-    captions = [(each.path, f"{each.label} {each.prob:.2f}" if each.label else "no image") for each in shown]
+    captions = [(each.path, f"{_named(each)} {each.prob:.2f}" if each.label else "no image") for each in shown]
     title = f"{len(shown)} of {len(found)} images" if len(found) > MOST else ""
     save(contact_sheet(Path(), captions, title), path)
     print_notes([f"look at {path}"])
+
+
+def print_predictions(found: Sequence[Any]) -> None:
+    """Print a table of labels; an answer that is none, and what else is possible, in words."""
+    header, rows = ["path", "label", "prob"], []
+    for each in found:
+        if each.label:
+            others = ", ".join(each.possible[1:]) if each.possible else ""
+            rows.append((each.path, _named(each), f"{each.prob:.3f}", others and f"or {others}",
+                         "unlike training" if each.unfamiliar else ""))
+    remarks = [column for column in (3, 4) if any(row[column] for row in rows)]
+    print_table([*header, *("" for _ in remarks)], [(*row[:3], *(row[column] for column in remarks)) for row in rows])
+
+
+def print_doubts(classifier: Any, run: Any, found: Sequence[Any]) -> None:
+    """Say how many predictions are no answers, or of images unlike any in training."""
+    _note_doubts(classifier, run, sum(each.abstained for each in found), sum(bool(each.unfamiliar) for each in found),
+                 len(found))
+
+
+def _note_doubts(classifier: Any, run: Any, abstained: int, unfamiliar: int, images: int) -> None:
+    if classifier.abstain_below and not classifier.calibrated:
+        print_notes([f"{run.name} is not calibrated, so --abstain-below goes by probabilities as they are; "
+                     "`train-head --calibrate` makes them honest."])
+    if classifier.abstain_below:
+        print_notes([f"{abstained} of {images} images abstained from: no label has {classifier.abstain_below:g}."])
+    if unfamiliar:
+        print_notes([f"{unfamiliar} of {images} images are unlike anything in training, whatever their label."])
+
+
+def as_values(prediction: Any) -> dict[str, Any]:
+    """Return a prediction as JSON values."""
+    return {name: getattr(prediction, name)
+            for name in ("path", "label", "prob", "abstained", "unfamiliar", "possible")}  # fmt: skip
+
+
+def _named(prediction: Any) -> str:
+    return f"don't know ({prediction.label}?)" if prediction.abstained else prediction.label

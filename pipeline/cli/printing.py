@@ -51,6 +51,20 @@ def print_runs(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     )
 
 
+def print_calibration(run: dict[str, Any]) -> None:
+    """Say what calibrating did to images that took no part in it."""
+    if not (found := run.get("calibration")):
+        return
+    rows = "val images" if found["selection"] == "val" else "training images, each by a head that did not see it"
+    optimistic = "; the same images chose its settings, so this is optimistic" if found["same_rows"] else ""
+    print(f"{run['head']}, calibrated on {found['n']} {rows}: temperature {found['temperature']:.3g}{optimistic}")
+    for split, figures in found["held_out"].items():
+        changes = ", ".join(f"{name} {figures['before'][key]:.4f} -> {figures['after'][key]:.4f}" for key, name in
+                            (("log_loss", "log loss"), ("brier", "Brier score"), ("ece", "calibration error")))
+        print(f"  {split}: {changes}; sets of {figures['set_size']:.2f} labels hold {100 * figures['set_coverage']:.1f}"
+              f" % of the truth ({100 * found['coverage']:g} % wanted); {100 * figures['unfamiliar']:.1f} % unfamiliar")
+
+
 def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Say below the table which differences are more than chance."""
     found = [run[field]["sentence"] for field in ("versus_best", "versus_baseline") for run in runs if run.get(field)]

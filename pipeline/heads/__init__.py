@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Head
-    from .calibration import calibrate, conformal_threshold, prediction_sets
+    from .calibration import calibrate, conformal_threshold
     from .errors import HeadError
     from .familiarity import Familiarity, fit_familiarity
     from .linear import LinearHead
     from .registry import HEADS, HeadEntry, make_head
     from .saving import load_head, load_scorer, save_head
     from .scaling import SCALINGS
-    from .scores import Scorer, probabilities
+    from .scores import Scorer, prediction_sets, probabilities
     from .sweep import SweepResult, sweep_head
 
 _HOME = {
     "HEADS": "registry", "HeadEntry": "registry", "make_head": "registry",
     "Head": "base", "probabilities": "scores", "Scorer": "scores", "HeadError": "errors", "SCALINGS": "scaling",
     "LinearHead": "linear", "save_head": "saving", "load_head": "saving", "load_scorer": "saving",
-    "calibrate": "calibration", "conformal_threshold": "calibration", "prediction_sets": "calibration",
+    "calibrate": "calibration", "conformal_threshold": "calibration", "prediction_sets": "scores",
     "Familiarity": "familiarity", "fit_familiarity": "familiarity",
     "sweep_head": "sweep", "SweepResult": "sweep",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -17,6 +17,9 @@ from .rows import StreamedRows
 from .scaling import CHUNK, Scaler, chunks, fit_scaler
 from .scores import linear_scores, softmax
 from .threads import one_thread
+
+if TYPE_CHECKING:
+    from .familiarity import Familiarity
 
 ClassWeight = str | dict[Any, float] | None
 
@@ -38,10 +41,16 @@ class Head(ClassifierMixin, BaseEstimator):
         The fitted feature scaling.
     temperature_ : float
         What scores are divided by.
+    set_threshold_ : float
+        Labels of this probability or more are possible, see `calibrate`. Only of a calibrated head.
+    familiarity_ : Familiarity
+        What its training rows look like. Likewise.
     """
 
     scaling: str
     scaler_: Scaler
+    set_threshold_: float
+    familiarity_: Familiarity
     streams = False  # whether `fit` takes StreamedRows
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Head:
@@ -72,6 +81,8 @@ class Head(ClassifierMixin, BaseEstimator):
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             X, codes = self._checked_training(X, y)
             validation = self._checked_validation(X_val, y_val)
+            for name in {"set_threshold_", "familiarity_"} & vars(self).keys():  # of an earlier fit
+                delattr(self, name)
             self.scaler_ = fit_scaler(self.scaling, X)
             self.temperature_ = 1.0
             self._fit(self._scaled(X), codes, validation)

@@ -17,7 +17,8 @@ FIGURES = ("log_loss", "brier", "ece")
 
 
 def calibrate(head: Head, X: np.ndarray, y: np.ndarray, *, X_val: np.ndarray | None = None,
-              y_val: np.ndarray | None = None, folds: int = 5, seed: int = 0) -> dict[str, Any]:
+              y_val: np.ndarray | None = None, folds: int = 5, seed: int = 0,
+              coverage: float | None = None) -> dict[str, Any]:
     """Fit a head's temperature on rows that did not train it, and set it.
 
     Predicted labels stay the same; only how sure they are changes.
@@ -32,13 +33,21 @@ def calibrate(head: Head, X: np.ndarray, y: np.ndarray, *, X_val: np.ndarray | N
         Validation rows, to be used instead. Not those that chose the head's epoch or settings, if it can be helped.
     folds, seed : int
         Of the cross-validation.
+    coverage : float, optional
+        Also set the head's `set_threshold_`, from which a label belongs to a set of possible ones that holds the
+        truth this often; see `conformal_threshold`.
 
     Returns
     -------
     dict
         `temperature` (the factor by which scores are now divided more), `selection` ('cv' or 'val'), `n`, and
         `before` and `after`: log loss, Brier score and calibration error on the rows used. `after` is slightly
-        optimistic, by the one number that was fitted.
+        optimistic, by the one number that was fitted. With a coverage, that and `threshold` too.
+
+    Raises
+    ------
+    HeadError
+        If no row is of a class that the head knows, or rows are too few for cross-validation.
     """
     n_classes = int(max(y.max(), -1 if y_val is None else np.max(y_val))) + 1
     if X_val is None or y_val is None:
@@ -51,10 +60,20 @@ def calibrate(head: Head, X: np.ndarray, y: np.ndarray, *, X_val: np.ndarray | N
     scores = np.log(np.maximum(found, np.finfo(np.float64).tiny))
     factor = fit_temperature(scores[usable], labels[usable])
     head.temperature_ *= factor
-    softened = found ** (1 / factor)
-    softened /= softened.sum(axis=1, keepdims=True)
-    return {"temperature": factor, "selection": selection, "n": len(labels),
-            "before": _figures(labels, found), "after": _figures(labels, softened)}
+    softened = at_temperature(found, factor)
+    report = {"temperature": factor, "selection": selection, "n": len(labels),
+              "before": figures(labels, found), "after": figures(labels, softened)}
+    if coverage is not None:
+        head.set_threshold_ = conformal_threshold(softened, labels, coverage)
+        report |= {"coverage": coverage, "threshold": head.set_threshold_}
+    return report
+
+
+def at_temperature(found: np.ndarray, factor: float) -> np.ndarray:
+    """Return what (N, K) probabilities would be, had their scores been divided by `factor` more."""
+    # the largest of a row is 1 before the power, so that no row comes out as zeros
+    changed = (found / found.max(axis=1, keepdims=True)) ** (1 / factor)
+    return changed / changed.sum(axis=1, keepdims=True)
 
 
 def out_of_fold_probabilities(head: Head, X: np.ndarray, y: np.ndarray, n_classes: int, folds: int = 5,
@@ -69,7 +88,8 @@ def out_of_fold_probabilities(head: Head, X: np.ndarray, y: np.ndarray, n_classe
     return result
 
 
-def _figures(labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def figures(labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Return what tells how honest probabilities are: log loss, Brier score and calibration error."""
     scores = evaluate(labels, found)
     return {name: scores[name] for name in FIGURES}
 
@@ -100,10 +120,3 @@ def conformal_threshold(found: np.ndarray, labels: np.ndarray, coverage: float =
     own = np.sort(np.asarray(found)[np.arange(len(labels)), labels])
     below = int(np.floor((len(own) + 1) * (1 - coverage) + 1e-9))
     return float(own[below - 1]) if below >= 1 else 0.0
-
-
-def prediction_sets(found: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the (N, K) bool sets of possible labels: those of `threshold` or more, and always the best one."""
-    sets = np.asarray(found) >= threshold
-    sets[np.arange(len(sets)), np.argmax(found, axis=1)] = True
-    return sets

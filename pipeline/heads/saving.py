@@ -185,9 +185,15 @@ def _try_out(head: Scorer) -> None:
     """Predict one row, so that a head whose arrays do not fit together is refused here and not later."""
     if not 0 < head.n_features_in_ <= MOST_FEATURES:
         raise RunError(f"{head.n_features_in_} features a row are none or too many.")
-    found = head.predict_proba(np.zeros((1, head.n_features_in_), np.float32))
+    row = np.zeros((1, head.n_features_in_), np.float32)
+    found = head.predict_proba(row)
     if found.shape != (1, len(head.classes_)) or not np.isfinite(found).all():
         raise RunError(f"a trial prediction gave {found.shape} values for {len(head.classes_)} classes.")
+    threshold, familiarity = (vars(head).get(name) for name in ("set_threshold_", "familiarity_"))
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise RunError(f"labels are possible from a probability of {threshold} on, which is none.")
+    if familiarity is not None and familiarity.unlike(row).shape != (1,):
+        raise RunError("a trial row cannot be compared with its training rows.")
 
 
 def _registered_name(head: Head | LinearScorer) -> str:

@@ -37,7 +37,7 @@ class LinearScorer:
     Attributes
     ----------
     classes_, n_features_in_, coef_, intercept_, scaler_, temperature_
-        As those of `LinearModel`; set by loading.
+        As those of `LinearModel`; set by loading, `set_threshold_` and `familiarity_` likewise.
     """
 
     classes_: np.ndarray
@@ -111,3 +111,10 @@ def probabilities(head: Scorer, X: Any, n_classes: int) -> np.ndarray:
     if len(X):
         result[:, ids] = head.predict_proba(X)
     return result
+
+
+def prediction_sets(found: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the (N, K) bool sets of possible labels: those of `threshold` or more, and always the best one."""
+    sets = np.asarray(found) >= threshold
+    sets[np.arange(len(sets)), np.argmax(found, axis=1)] = True
+    return sets

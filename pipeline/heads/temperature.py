@@ -20,7 +20,9 @@ def fit_temperature(scores: np.ndarray, codes: np.ndarray) -> float:
     """Return the T with the smallest log loss of ``softmax(scores / T)``.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017. The order of classes within a row, and so
-    the accuracy, does not change.
+    the accuracy, does not change. That N of N rows are right does not make the next one certain: as in Platt,
+    "Probabilistic outputs for support vector machines", 1999, a share 1 / (N + 2) of each row counts as wrong, here as
+    of its likeliest other class.
 
     Parameters
     ----------
@@ -33,10 +35,14 @@ def fit_temperature(scores: np.ndarray, codes: np.ndarray) -> float:
     scores = scores - scores.max(axis=1, keepdims=True)
     spread = float(-scores.mean()) or 1.0
     own = scores[np.arange(len(codes)), codes]
+    others = scores.copy()
+    others[np.arange(len(codes)), codes] = -np.inf
+    doubt = 1 / (len(codes) + 2)
+    linear = (1 - doubt) * own.mean() + doubt * others.max(axis=1).mean()
 
     def loss(log_temperature: float) -> float:
         factor = np.exp(-log_temperature) / spread
-        return float((np.log(np.exp(scores * factor).sum(axis=1)) - own * factor).mean())
+        return float(np.log(np.exp(scores * factor).sum(axis=1)).mean() - linear * factor)
 
     found = minimize_scalar(loss, bounds=(LOWEST, HIGHEST), method="bounded", options={"xatol": 1e-4})
     return float(spread * np.exp(found.x))

@@ -40,7 +40,7 @@ def reliability_chart(rows: Sequence[Mapping[str, str]], before: tuple[np.ndarra
     right = np.array([row["label"] == row["prediction"] for row in rows])
     series = [_calibration("as saved", sure, right)]
     if before is not None:
-        series.append(_calibration("before temperature", *before))
+        series.append(_calibration("before calibration", *before))
     return chart(series, title="Reliability diagram: accuracy against confidence", x="confidence", y="accuracy",
                  x_range=(0, 1), y_range=(0, 1), diagonal=True)
 
@@ -52,17 +52,22 @@ def _calibration(name: str, sure: np.ndarray, right: np.ndarray) -> Series:
 
 
 def before_temperature(run: Run, cache: FeatureCache | None, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return confidence and correctness of a head whose scores are not divided by its temperature, if it has one."""
+    """Return confidence and correctness of a head as it was before `--calibrate`.
+
+    Of one that calibrates itself while it trains (such as ridge), as it would be with its bare scores; None for others.
+    """
     if cache is None or run.metrics["kind"] != "head":
         return None
     from ..heads import load_head
     from ..heads.scores import softmax
 
     head: Any = load_head(run.path)[0]
-    if getattr(head, "temperature_", 1.0) == 1.0:
+    fitted = run.metrics.get("calibration", {}).get("temperature")
+    before = head.temperature_ / fitted if fitted else 1.0
+    if head.temperature_ == before:
         return None
     features, labels = cache.split(split, view=0)
-    scores = softmax(head.scores(features))
+    scores = softmax(head.scores(features) / before)
     return scores.max(axis=1), np.asarray(head.classes_)[scores.argmax(axis=1)] == labels
 
 
