@@ -21,7 +21,7 @@ from .extraction import Extraction, extract_features
 from .fitting import Sweep, fit_head
 from .lookup import find_cache
 from .progress import Progress, silent
-from .runs import Run, file_safe, list_runs, writing
+from .runs import Run, file_safe, list_runs, save_learning_curve, writing
 from .scoring import SPLITS, save_finetuned, save_head_run
 from .store import FeatureCache
 
@@ -231,10 +231,13 @@ def learning_curve(
     *,
     features: str | Path | None = None,
     cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Return accuracy against the number of training images, and what twice as many would give.
+
+    Each head's curve is kept below ``<runs_dir>/learning-curves``, where reports on these features find it.
 
     Parameters
     ----------
@@ -254,7 +257,12 @@ def learning_curve(
     from .learning_curve import learning_curve as curve
 
     with opened(features, data, backbone, cache_dir, progress) as cache:
-        return as_values(*curve(cache, heads, progress=progress, **options))
+        found = as_values(*curve(cache, heads, progress=progress, **options))
+        for head in heads:
+            own = {key: [one for one in found[key] if one["head"] == head] for key in ("points", "forecasts")}
+            save_learning_curve(Path(runs_dir), cache.meta["dataset"], cache.spec.sha256,
+                                {"head": head, "split": found["split"], **own})
+    return found
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CacheError, PipelineError
+from .evaluation import wilson_interval
 from .fitting import HELD_OUT, training_rows
 from .progress import Progress, silent
 from .store import FeatureCache
@@ -41,6 +42,15 @@ class Point:
     def accuracies(self) -> np.ndarray:
         """(R,) accuracy of each subset's head."""
         return self.correct.mean(axis=1)
+
+    def interval(self, seed: int = 0) -> list[float]:
+        """Return the 95 % interval of the mean accuracy: subsets and held-out images are drawn again together."""
+        n_images = self.correct.shape[1]
+        if self.correct.all():  # resampling knows nothing of errors
+            return list(wilson_interval(n_images, n_images))
+        rng = np.random.default_rng(seed)
+        drawn = [_drawn_again(self.correct, rng.integers(n_images, size=n_images), rng) for _ in range(DRAWS)]
+        return np.quantile(drawn, [0.025, 0.975]).tolist()
 
 
 @dataclass(frozen=True)
@@ -144,11 +154,14 @@ def forecast(points: Sequence[Point], head: str, seed: int = 0) -> Forecast | No
     rng, draws = np.random.default_rng(seed), []
     for _ in range(DRAWS):
         images = rng.integers(own[0].correct.shape[1], size=own[0].correct.shape[1])
-        errors = [1 - point.correct[rng.integers(len(point.correct), size=len(point.correct))][:, images].mean()
-                  for point in own]
+        errors = [1 - _drawn_again(point.correct, images, rng) for point in own]
         draws.append(_at(_fit_law(sizes, np.array(errors)), 2 * sizes.max()))
     low, high = np.quantile(draws, [0.025, 0.975])
     return Forecast(head, *law, 1 - _at(law, 2 * sizes.max()), 1 - high, 1 - low)
+
+
+def _drawn_again(correct: np.ndarray, images: np.ndarray, rng: np.random.Generator) -> float:
+    return float(correct[rng.integers(len(correct), size=len(correct))][:, images].mean())
 
 
 def _at(law: tuple[float, float, float], n: float) -> float:
@@ -238,7 +251,7 @@ def as_values(points: Sequence[Point], split: str) -> dict[str, Any]:
         "split": split,
         "points": [
             {"head": point.head, "shots": point.shots, "n": point.n, "accuracies": point.accuracies.tolist(),
-             "mean": float(point.accuracies.mean()),
+             "mean": float(point.accuracies.mean()), "ci95": point.interval(),
              "sd": float(point.accuracies.std(ddof=1)) if len(point.accuracies) > 1 else None}
             for point in points
         ],

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .store.lock import hold
 from .store.notebook import html_table
 
 FORMAT = 1
+CURVES = "learning-curves"  # folder beside the runs: they belong to features, not to one run
 COLUMNS = ("filename", "split", "label", "prediction", "prob")
 
 
@@ -113,6 +114,36 @@ def latest_run(runs_dir: Path) -> Run:
     if not found:
         raise RunError(f"No runs in {str(runs_dir)!r}. Run `pipeline train-head` first.")
     return found[-1]
+
+
+def save_learning_curve(runs_dir: Path, dataset: str, spec_sha256: str, curve: Mapping[str, Any]) -> Path:
+    """Keep one head's learning curve where reports find it, instead of an older one of these features and this head.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    path = runs_dir / CURVES / f"{_curve_of(dataset, spec_sha256)}-{curve['head']}.json"
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    return path
+
+
+def learning_curves(runs_dir: Path, dataset: str, spec_sha256: str) -> list[dict[str, Any]]:
+    """Return the learning curves that were drawn on these features, by head; files that are none are passed over."""
+    found = []
+    for path in sorted((runs_dir / CURVES).glob(f"{_curve_of(dataset, spec_sha256)}-*.json")):
+        with suppress(RunError):
+            found.append(_read(path, json.loads))
+    return [one for one in found if {"head", "split", "points"} <= one.keys()]
+
+
+def _curve_of(dataset: str, spec_sha256: str) -> str:
+    return f"{file_safe(dataset)}-{spec_sha256[:12]}"
 
 
 def file_safe(name: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
@@ -13,7 +15,8 @@ from sklearn.datasets import load_sample_images
 
 import pipeline
 from pipeline.cli import main
-from pipeline.report import write_report
+from pipeline.report import write_comparison, write_report
+from pipeline.report.comparing import disputed
 from pipeline.report.pictures import chosen, embedded
 from pipeline.report.plots import Point, Series, _ticks, chart
 from pipeline.runs import Run
@@ -22,7 +25,7 @@ HOSTILE_CLASS = "<img src=x onerror=document.title='hacked'>"
 HOSTILE_FILE = "\"'><script>document.title='hacked'<!-- 'x.png"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-SECTIONS = ("figures", "confusion", "gallery", "map", "cost", "calibration", "history", "augmented", "again")
+SECTIONS = ("figures", "confusion", "gallery", "map", "cost", "calibration", "curve", "history", "augmented", "again")
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +46,13 @@ def studio(tmp_path_factory) -> Path:
         pipeline.train_head("ridge", "data", "pixels", name="ridge")
         settings = pipeline.FinetuneSettings(strategy="head-only", epochs=2, batch_size=8)
         pipeline.finetune("data", settings=settings, name="tuned")
+        pipeline.train_head("nearest-centroid", "data", "pixels", name="centroid")
+        from pipeline.experiment import compare, learning_curve
+
+        learning_curve(["ridge", "knn"], "data", "pixels", sizes=[8, 16, 32], repeats=2)
         for name in ("ridge", "tuned"):
             write_report(Run.open(name))
+        write_comparison(compare(baseline="ridge"), Path("compare.html"))
     finally:
         os.chdir(here)
     return folder
@@ -86,7 +94,8 @@ def visit(browser, studio):
     visits = []
 
     def go(run: str = "ridge", **emulated) -> Visit:
-        visits.append(Visit(browser, studio / "runs" / run / "report.html", **emulated))
+        page = studio / "compare.html" if run == "compare" else studio / "runs" / run / "report.html"
+        visits.append(Visit(browser, page, **emulated))
         return visits[-1]
 
     yield go
@@ -163,8 +172,9 @@ def test_the_gallery_sorts_by_confidence(visit):
     assert page.locator("[data-show=right]").get_attribute("aria-pressed") == "true"
 
 
-def test_light_and_dark_follow_the_system_and_the_button(visit):
-    light, dark = visit(color_scheme="light"), visit(color_scheme="dark")
+@pytest.mark.parametrize("page", ["ridge", "compare"])
+def test_light_and_dark_follow_the_system_and_the_button(visit, page):
+    light, dark = visit(page, color_scheme="light"), visit(page, color_scheme="dark")
     assert min(light.background()) > 200 and max(dark.background()) < 60
     dark.page.locator("#theme").click()
     assert min(dark.background()) > 200
@@ -172,16 +182,18 @@ def test_light_and_dark_follow_the_system_and_the_button(visit):
     assert max(light.background()) < 60
 
 
-def test_every_picture_has_an_alternative_text(visit):
-    page = visit().page
+@pytest.mark.parametrize(("page", "least"), [("ridge", 20), ("compare", 0)])
+def test_every_picture_has_an_alternative_text(visit, page, least):
+    page = visit(page).page
     assert page.locator("img:not([alt])").count() == 0
-    assert page.locator("section img").count() > 20
+    assert page.locator("section img").count() > least
     assert page.locator("svg[role=img]:not([aria-label])").count() == 0
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
 
 
-def test_a_phone_needs_no_sideways_scrolling(visit):
-    page = visit().page
+@pytest.mark.parametrize("page", ["ridge", "tuned", "compare"])
+def test_a_phone_needs_no_sideways_scrolling(visit, page):
+    page = visit(page).page
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
@@ -197,6 +209,84 @@ def test_names_of_files_and_classes_stay_text(visit):
 def test_a_fine_tuned_network_shows_its_curves_and_a_head_says_that_it_has_none(visit):
     assert visit("tuned").page.locator("#history svg").count() == 2
     assert "no curves" in visit("ridge").page.locator("#history").inner_text()
+
+
+def test_the_learning_curve_has_a_band_for_each_head_and_says_what_more_labels_would_give(visit):
+    page = visit().page
+    assert page.locator("#curve .band").count() == 2
+    assert "ridge: with twice the labels expect 0." in page.locator("#curve").inner_text()
+    assert "pipeline learning-curve --data data" in visit("tuned").page.locator("#curve code").inner_text()
+
+
+def test_the_comparison_tells_differences_classes_and_the_images_on_which_runs_disagree(visit, studio):
+    page = visit("compare").page
+    runs = {name: Run.open(name, studio / "runs") for name in ("ridge", "tuned", "centroid")}
+    for section in ("table0", "cost0", "classes0", "disputed0"):
+        assert page.locator(f"#{section} h2").is_visible()
+        assert page.locator(f"nav a[href='#{section}']").count() == 1
+    for name, run in runs.items():
+        row = page.locator("#table0 tbody tr").filter(has_text=name).first.inner_text()
+        assert f"{100 * run.metrics['splits']['val']['accuracy']:.1f}" in row
+    assert page.locator("#table0 li").count() >= 3
+    assert "on 16 images" in page.locator("#table0 li").last.inner_text()
+    named = {name: {row["filename"]: row["prediction"] for row in run.predictions("val")} for name, run in runs.items()}
+    differ = [file for file in named["ridge"] if len({own[file] for own in named.values()}) > 1]
+    assert differ and page.locator("#disputed0 img").count() == len(differ)
+    assert f"{len(differ)} images" in page.locator("#disputed0 p").inner_text()
+    choice = page.locator("#disputed0 summary").first
+    choice.focus()
+    page.keyboard.press("Enter")
+    assert choice.evaluate("choice => choice.parentElement.open")
+    assert page.title() == "Comparison of 3 runs" and page.locator("main script").count() == 0
+    assert page.locator("#classes0 tbody tr").count() == 2
+
+
+def test_compare_writes_the_page_that_it_is_asked_for(studio, monkeypatch, capsys):
+    monkeypatch.chdir(studio)
+    assert main(["compare", "--html", "again.html", "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert len(json.loads(out)["runs"]) == 3 and "look at again.html" in error
+    assert "against the baseline" not in Path("again.html").read_text()
+    assert main(["compare", "--html", "data/train"]) == 2
+    assert "Cannot write 'data/train'" in capsys.readouterr().err
+
+
+def test_of_many_images_on_which_runs_disagree_the_most_evenly_split_are_shown():
+    def row(number, prediction):
+        return {"filename": f"{number:03}.png", "label": "a", "prediction": prediction, "prob": "0.9"}
+
+    rows = {name: [row(number, "b" if number < wrong else "a") for number in range(300)]
+            for name, wrong in (("one", 250), ("two", 40), ("three", 40), ("four", 0))}  # fmt: skip
+    count, shown = disputed(rows, Path("nowhere"))
+    assert (count, len(shown)) == (250, 120)
+    assert {len(image["said"]) for image in shown} == {2}
+    assert shown[0]["said"][0] == {"prediction": "a", "right": True, "runs": ["four"]}
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_every_plot_of_the_page_comes_as_a_file_of_its_own(studio, tmp_path, monkeypatch, kind):
+    if kind == "png":
+        pytest.importorskip("resvg_py")
+    monkeypatch.chdir(studio)
+    for run, own in (("ridge", {"learning-curve", "map-pca", "map-tsne"}), ("tuned", {"training-loss"})):
+        assert main(["report", "--run", run, "--out", str(tmp_path / "page.html"), "--plots", str(tmp_path / run),
+                     "--format", kind]) == 0  # fmt: skip
+        names = {path.stem for path in (tmp_path / run).iterdir()}
+        assert own | {"calibration", "accuracy-and-seconds", "confusion"} <= names
+        for path in (tmp_path / run).iterdir():
+            assert path.suffix == f".{kind}"
+            if kind == "svg":
+                tree = ElementTree.parse(path).getroot()  # sound XML, whatever the classes' names hold
+                assert tree.tag.endswith("svg") and "var(" not in path.read_text()
+            else:
+                colours = Image.open(path).convert("RGB").getcolors(1 << 20)
+                assert max(colours)[1] == (255, 255, 255) and len(colours) > 20
+
+
+def test_a_format_that_is_unknown_is_said_before_any_work(studio, monkeypatch, capsys):
+    monkeypatch.chdir(studio)
+    assert main(["report", "--run", "ridge", "--plots", "plots", "--format", "pgn"]) == 2
+    assert "Did you mean 'png'" in capsys.readouterr().err and not Path("plots").exists()
 
 
 def test_the_command_on_the_page_makes_the_run_again(studio, tmp_path, monkeypatch):
@@ -244,6 +334,29 @@ def test_ten_thousand_images_stay_below_ten_megabytes(tmp_path):
     assert len(shown) > 200
     wrong = sum(image["label"] != image["prediction"] for image in shown)
     assert 0 < wrong < len(shown)
+
+
+@pytest.mark.slow  # half a minute
+def test_the_whole_page_about_ten_thousand_images_stays_below_ten_megabytes_and_says_what_is_a_sample(tmp_path):
+    data = tmp_path / "data"
+    for split, total in (("train", 50), ("val", 5000)):
+        for name, photo in zip(("china", "flower"), load_sample_images().images, strict=True):
+            place = data / split / name
+            place.mkdir(parents=True)
+            for number in range(total):
+                file, top, left = place / f"{number}.png", number % 50 * 5, number % 50 * 9
+                if number < 50:
+                    Image.fromarray(photo[top : top + 128, left : left + 128]).save(file)
+                else:
+                    file.hardlink_to(place / f"{number % 50}.png")
+    pipeline.extract(str(data), "pixels", cache_dir=tmp_path / "cache")
+    run = pipeline.train_head("nearest-centroid", str(data), "pixels", cache_dir=tmp_path / "cache",
+                              runs_dir=tmp_path / "runs")  # fmt: skip
+    page = write_report(run, cache_dir=tmp_path / "cache")
+    assert 1_000_000 < page.stat().st_size < 10_000_000
+    text = page.read_text()
+    assert re.search(r"A sample: [\d,]+ of 10,000 images, mistakes first", text)
+    assert "A random sample; 9,100 images are left out" in text
 
 
 def test_a_chart_stands_alone_and_escapes_its_words():

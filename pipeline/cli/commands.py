@@ -85,7 +85,8 @@ def learning_curve(options: argparse.Namespace) -> None:
     found = curve(
         _heads(options), options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
         sizes=getattr(options, "sizes", None), shots=options.shots, repeats=options.repeats,
-        settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir, progress=progress_bars(),
+        settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir, runs_dir=options.runs_dir,
+        progress=progress_bars(),
     )  # fmt: skip
     if options.json:
         print_json(found)
@@ -98,6 +99,7 @@ def learning_curve(options: argparse.Namespace) -> None:
     for each in found["forecasts"]:
         print(f"{each['head']}: with twice the labels expect {each['twice']:.3f} ({each['low']:.3f} to "
               f"{each['high']:.3f}); error falls as n^-{each['rate']:.2f} towards {each['floor']:.3f}")
+    print("`pipeline report` draws this in the page of every run on these features")
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -124,6 +126,10 @@ def compare(options: argparse.Namespace) -> None:
     runs = compare(options.data, baseline=options.baseline, runs_dir=options.runs_dir)
     print_runs(runs, options)
     print_verdicts(runs, options)
+    if options.html:
+        from ..report import write_comparison
+
+        print_notes([f"look at {write_comparison(runs, options.html, runs_dir=options.runs_dir)}"])
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -109,6 +109,8 @@ def _add_report(verbs: Any) -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's folder")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write each plot as a file of its own too")
+    parser.add_argument("--format", default="svg", metavar="NAME", help="of the plots: svg (default) or png")
 
 
 def report(options: argparse.Namespace) -> None:
@@ -116,7 +118,8 @@ def report(options: argparse.Namespace) -> None:
     from ..runs import Run, latest_run
 
     run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
-    path = write_report(run, cache_dir=options.cache_dir, out=options.out)
+    path = write_report(run, cache_dir=options.cache_dir, out=options.out, plots=options.plots,
+                        plot_format=options.format)
     if options.json:
         print_json({"path": str(path), "bytes": path.stat().st_size})
     else:

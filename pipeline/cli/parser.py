@@ -50,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     curve.add_argument("--shots", type=numbers, metavar="K1,K2,…", help="images a class instead, such as 1,2,5,10,25")
     curve.add_argument("--repeats", type=int, default=3, metavar="N", help="random subsets a size (default: 3)")
     curve.add_argument("--seed", type=int, default=0)
+    curve.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                       help="where reports find the curve")
 
     finetune = add_command(verbs, "finetune", commands.finetune, "retrain the whole network, for comparison")
     add_data(finetune)
@@ -62,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     compare = add_command(verbs, "compare", commands.compare, "one table of all runs")
     compare.add_argument("--data", help="only runs of this data set")
     compare.add_argument("--baseline", metavar="RUN", help="compare all others with this run, not only with the best")
+    compare.add_argument("--html", type=Path, metavar="FILE",
+                         help="write a page too: differences, classes, images on which runs disagree")
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
 
     predict = add_command(verbs, "predict", commands.predict, "classify images with a run")

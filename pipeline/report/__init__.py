@@ -1,7 +1,8 @@
-"""A page about a run that needs nothing but a browser: `report.html` in the run's folder."""
+"""Pages that need nothing but a browser: `report.html` about a run, and a comparison of several."""
 
 from __future__ import annotations
 
+from .comparing import write_comparison
 from .page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]

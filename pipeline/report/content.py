@@ -13,11 +13,12 @@ import numpy as np
 
 from ..errors import PipelineError
 from ..evaluation import reliability
-from ..runs import Run
+from ..runs import Run, learning_curves
 from ..store import FeatureCache, list_caches
 from .plots import Point, Series, chart
 
 MOST_CLASSES = 40  # of a confusion matrix that one can still read
+MOST_CURVES = 6  # as many as there are colours
 PAIRS = 60  # most frequent confusions, where the matrix is too large
 
 
@@ -71,13 +72,13 @@ def before_temperature(run: Run, cache: FeatureCache | None, split: str) -> tupl
     return scores.max(axis=1), np.asarray(head.classes_)[scores.argmax(axis=1)] == labels
 
 
-def neighbours_chart(run: Run, runs: Sequence[Run], split: str) -> str:
+def neighbours_chart(run: Run, runs: Sequence[Run], split: str, name: str = "this run") -> str:
     """Return accuracy against seconds for all runs that were scored on the same split of this data set."""
     others = [other for other in runs
               if other.metrics["dataset"] == run.metrics["dataset"] and split in other.metrics["splits"]]
     series = [
         Series(name, [_place(other, split) for other in others if (other.name == run.name) == own], line=False)
-        for name, own in (("this run", True), ("other runs", False))
+        for name, own in ((name, True), ("other runs", False))
     ]
     return chart([one for one in series if one.points], title="Accuracy against seconds, for all runs of this data set",
                  x="seconds in all (features and training)", y=f"accuracy on {split}", x_log=True)  # fmt: skip
@@ -90,21 +91,47 @@ def _place(run: Run, split: str) -> Point:
     return Point(max(seconds, 1e-3), scores["accuracy"], low, high, text)
 
 
-def history_charts(run: Run) -> list[str]:
+def learning_curve(run: Run, spec_sha256: str) -> dict[str, Any] | None:
+    """Return a chart of the learning curves that were drawn on a run's features, its own head's first, and forecasts.
+
+    None where `learning-curve` was never run on them.
+    """
+    own = run.metrics.get("head")
+    curves = learning_curves(run.path.parent, run.metrics["dataset"], spec_sha256) if spec_sha256 else []
+    curves.sort(key=lambda curve: curve["head"] != own)
+    series, sentences = [], []
+    for number, curve in enumerate(curves[:MOST_CURVES]):
+        head, said = curve["head"], "{head}, {n} images: {mean:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})"
+        points = [Point(one["n"], one["mean"], *one["ci95"], said.format(**one)) for one in curve["points"]]
+        series.append(Series(head, points, band=True, colour=number))
+        for one in curve["forecasts"]:
+            sentence = (f"{head}: with twice the labels expect {one['twice']:.3f} ({one['low']:.3f} to "
+                        f"{one['high']:.3f}).")  # fmt: skip
+            ahead = Point(2 * points[-1].x, one["twice"], one["low"], one["high"], sentence)
+            series.append(Series("", [ahead], line=False, colour=number))
+            sentences.append(sentence)
+    if not series:
+        return None
+    drawn = chart(series, title="Accuracy against the number of training images", x="training images",
+                  y=f"accuracy on {curves[0]['split']}", x_log=True, key_low=True)  # fmt: skip
+    return {"chart": drawn, "sentences": sentences, "left_out": len(curves) - MOST_CURVES}
+
+
+def history_charts(run: Run) -> dict[str, str]:
     """Return loss and accuracy by epoch, of a run that was trained by epochs."""
     path = run.path / "history.json"
     if not path.is_file():
-        return []
+        return {}
     try:
         history = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PipelineError(f"Cannot read {str(path)!r}: {error}.") from error
-    charts = []
+    charts = {}
     for what in ("loss", "accuracy"):
         series = [Series(f"{split} {what}", [Point(line["epoch"], line[f"{split}_{what}"]) for line in history
                                              if line.get(f"{split}_{what}") is not None]) for split in ("train", "val")]
         if shown := [one for one in series if one.points]:
-            charts.append(chart(shown, title=f"{what.capitalize()} by epoch", x="epoch", y=what))
+            charts[what] = chart(shown, title=f"{what.capitalize()} by epoch", x="epoch", y=what)
     return charts
 
 
@@ -125,13 +152,7 @@ def cache_of(run: Run, cache_dir: Path) -> FeatureCache | None:
 def command(run: Run) -> str:
     """Return the command that makes a run again."""
     config, kind = run.config(), run.metrics["kind"]
-    dataset, backbone = config["dataset"], config["backbone"]
-    words = ["pipeline", "train-head" if kind == "head" else "finetune", "--data", dataset.get("data", dataset["root"])]
-    words += ["--backbone", backbone["name"]]
-    if "weights" in backbone and backbone["weights"] == "random":
-        words += ["--weights", "random"]
-    if backbone.get("layer", "pooled") != "pooled":
-        words += ["--layer", backbone["layer"]]
+    words = ["pipeline", "train-head" if kind == "head" else "finetune", *_features(config)]
     if kind == "head":
         words += ["--head", config["head"]["name"], *_settings(config["head"].get("settings", {}))]
     else:
@@ -139,6 +160,22 @@ def command(run: Run) -> str:
             flag = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return shlex.join([*words, "--name", run.name])
+
+
+def curve_command(run: Run) -> str:
+    """Return the command that draws the learning curve of a run's features."""
+    head = ["--head", run.metrics["head"]] if run.metrics["kind"] == "head" else []
+    return shlex.join(["pipeline", "learning-curve", *_features(run.config()), *head])
+
+
+def _features(config: Mapping[str, Any]) -> list[str]:
+    dataset, backbone = config["dataset"], config["backbone"]
+    words = ["--data", dataset.get("data", dataset["root"]), "--backbone", backbone["name"]]
+    if "weights" in backbone and backbone["weights"] == "random":
+        words += ["--weights", "random"]
+    if backbone.get("layer", "pooled") != "pooled":
+        words += ["--layer", backbone["layer"]]
+    return words
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:

@@ -19,13 +19,6 @@
     return item;
   }
 
-  // light and dark
-  const root = document.documentElement, theme = find("theme");
-  const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  const name = () => { theme.textContent = isDark() ? "Light" : "Dark"; theme.setAttribute("aria-pressed", String(isDark())); };
-  theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; name(); });
-  name();
-
   // images behind a cell of the confusion matrix
   const dialog = find("dialog");
   document.querySelectorAll(".cell").forEach((cell) => cell.addEventListener("click", () => {

@@ -17,13 +17,16 @@ from ..errors import PipelineError
 from ..runs import Run, list_runs
 from ..store import FeatureCache
 from . import content, pictures
+from .files import check_format, plots_of, write_plots
 
 EVALUATED = ("test", "val", "train")
 MAPPED = 1000  # images on the map: t-SNE takes seconds for them
-FILES = ("page.html", "page.css", "page.js")
 
 
-def write_report(run: Run, *, cache_dir: Path = Path("cache"), out: Path | None = None) -> Path:
+def write_report(
+    run: Run, *, cache_dir: Path = Path("cache"), out: Path | None = None, plots: Path | None = None,
+    plot_format: str = "svg",
+) -> Path:  # fmt: skip
     """Write a page about a run, for a browser without any network.
 
     Parameters
@@ -33,16 +36,26 @@ def write_report(run: Run, *, cache_dir: Path = Path("cache"), out: Path | None 
         Where its features are; without them the page has no map.
     out : Path, optional
         The file; ``report.html`` in the run's folder by default.
+    plots, plot_format : Path, {"svg", "png"}, optional
+        A folder for the page's plots, each as a file of its own.
 
     Raises
     ------
     PipelineError
-        If something of the run cannot be read, or the page not be written.
+        If something of the run cannot be read, or the page or its plots not be written.
     """
+    if plots:
+        check_format(plot_format)
     cache = content.cache_of(run, cache_dir)
     with cache or nullcontext():
-        text = render(facts(run, cache))
-    path = out or run.path / "report.html"
+        context = facts(run, cache)
+    if plots:
+        write_plots(plots_of(context), plots, plot_format)
+    return write_page(render("page.html", context, ("theme.js", "page.js")), out or run.path / "report.html")
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Put a page where an older one was, whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, fresh = tempfile.mkstemp(prefix=".report.", dir=path.parent)
@@ -55,13 +68,14 @@ def write_report(run: Run, *, cache_dir: Path = Path("cache"), out: Path | None 
     return path
 
 
-def render(context: Mapping[str, Any]) -> str:
-    """Fill the template; every value is escaped, names of files and classes included."""
-    from jinja2 import Environment, StrictUndefined
+def render(page: str, context: Mapping[str, Any], scripts: Sequence[str]) -> str:
+    """Fill a template; every value is escaped, names of files and classes included."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    page, style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in FILES)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(page).render(**context, style=style, script=script)
+    style, *parts = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", *scripts))
+    environment = Environment(loader=PackageLoader("pipeline", "report"), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return environment.get_template(page).render(**context, style=style, script="\n".join(parts))
 
 
 def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
@@ -75,6 +89,7 @@ def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
     places = {rows[index]["filename"]: number for number, index in enumerate(shown[: len(images)])}
     train = [row for row in run.predictions("train") if (root / row["filename"]).is_file()]
     finetune = config.get("finetune", {})
+    spec_sha256 = cache.spec.sha256 if cache else metrics.get("spec_sha256") or ""
     readable = [{**row, "label": pictures.readable(row["label"]), "prediction": pictures.readable(row["prediction"])}
                 for row in rows]  # fmt: skip
     return {
@@ -86,7 +101,9 @@ def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
             "reliability": content.reliability_chart(rows, content.before_temperature(run, cache, split)),
             "neighbours": content.neighbours_chart(run, list_runs(run.path.parent), split),
             "history": content.history_charts(run),
+            "curve": content.learning_curve(run, spec_sha256),
         },
+        "curve_command": pictures.readable(content.curve_command(run)),
         "augmented": pictures.augmented(
             root, train[:: max(1, len(train) // 4)][:4], finetune.get("augmentation", "tutorial"),
             Transform.from_dict(config["backbone"]["transform"])),
