@@ -49,7 +49,7 @@ class Point:
         if self.correct.all():  # resampling knows nothing of errors
             return list(wilson_interval(n_images, n_images))
         rng = np.random.default_rng(seed)
-        drawn = [_drawn_again(self.correct, rng.integers(n_images, size=n_images), rng) for _ in range(DRAWS)]
+        drawn = [_drawn_again(self.correct, rng.integers(n_images, size=(n_images,)), rng) for _ in range(DRAWS)]
         return np.quantile(drawn, [0.025, 0.975]).tolist()
 
 
@@ -153,7 +153,7 @@ def forecast(points: Sequence[Point], head: str, seed: int = 0) -> Forecast | No
     law = _fit_law(sizes, np.array([1 - point.correct.mean() for point in own]))
     rng, draws = np.random.default_rng(seed), []
     for _ in range(DRAWS):
-        images = rng.integers(own[0].correct.shape[1], size=own[0].correct.shape[1])
+        images = rng.integers(own[0].correct.shape[1], size=own[0].correct.shape[1:])
         errors = [1 - _drawn_again(point.correct, images, rng) for point in own]
         draws.append(_at(_fit_law(sizes, np.array(errors)), 2 * sizes.max()))
     low, high = np.quantile(draws, [0.025, 0.975])

@@ -65,7 +65,7 @@ def by_class(compared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the recall of each class by each run; of many classes those in which runs differ most."""
     columns = [run for run in compared if "per_class" in run["splits"][run["split"]]][:MOST_COLUMNS]
     names = list(dict.fromkeys(name for run in columns for name in run["classes"]))
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name in names:
         cells = [dict(zip(run["classes"], run["splits"][run["split"]]["per_class"], strict=True)).get(name)
                  for run in columns]  # fmt: skip

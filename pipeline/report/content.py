@@ -102,7 +102,8 @@ def learning_curve(run: Run, spec_sha256: str) -> dict[str, Any] | None:
     series, sentences = [], []
     for number, curve in enumerate(curves[:MOST_CURVES]):
         head, said = curve["head"], "{head}, {n} images: {mean:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})"
-        points = [Point(one["n"], one["mean"], *one["ci95"], said.format(**one)) for one in curve["points"]]
+        points = [Point(one["n"], one["mean"], one["ci95"][0], one["ci95"][1], said.format(**one))
+                  for one in curve["points"]]  # fmt: skip
         series.append(Series(head, points, band=True, colour=number))
         for one in curve["forecasts"]:
             sentence = (f"{head}: with twice the labels expect {one['twice']:.3f} ({one['low']:.3f} to "
