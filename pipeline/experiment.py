@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbones import DEFAULT, POOLED, Backbone, resolve
+from .budget import SHARE, available_memory, must_stream
 from .certainty import Calibration, calibrated
 from .comparison import compared
 from .data import DEFAULT_DATA, Limits, load_dataset
@@ -116,6 +117,7 @@ def train_head(
     sweep: Sweep | None = None,
     repeats: int = 1,
     calibration: Calibration | None = None,
+    max_memory: int | None = None,
     name: str | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
@@ -134,7 +136,7 @@ def train_head(
     settings : mapping, optional
         The head's own settings; see `pipeline.heads.make_head`.
     seed : int
-    sweep, repeats
+    sweep, repeats, max_memory
         See `pipeline.fitting.fit_head`. A killed sweep goes on where it stopped.
     calibration : Calibration, optional
         Make probabilities honest, and learn to say "I don't know"; see `pipeline.certainty`.
@@ -152,19 +154,24 @@ def train_head(
     """
     with opened(features, data, backbone, cache_dir, progress) as cache:
         return _train(
-            cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), name, progress=progress
-        )
+            cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), name,
+            max_memory=max_memory, progress=progress,
+        )  # fmt: skip
 
 
 def _train(
     cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
     calibration: Calibration | None, runs_dir: Path, name: str | None = None, jobs: int = -1,
-    progress: Progress = silent,
+    max_memory: int | None = None, progress: Progress = silent,
 ) -> Run:  # fmt: skip
+    if calibration and must_stream(cache, max_memory):
+        raise CacheError(f"{cache.path} does not fit into memory, and calibration takes all training rows at once. "
+                         "Leave --calibrate out, or raise --max-memory.")
     folder = runs_dir.absolute() / ".sweeps" if sweep else None  # worker processes may stand in another folder
     fitted = fit_head(
-        cache, head, settings, seed, sweep=sweep, repeats=repeats, folder=folder, jobs=jobs, progress=progress
-    )
+        cache, head, settings, seed, sweep=sweep, repeats=repeats, max_memory=max_memory, folder=folder, jobs=jobs,
+        progress=progress,
+    )  # fmt: skip
     if calibration:
         fitted = calibrated(cache, fitted, calibration)
     return save_head_run(cache, fitted, runs_dir, name)
@@ -181,15 +188,16 @@ def train_heads(
     sweep: Sweep | None = None,
     repeats: int = 1,
     calibration: Calibration | None = None,
+    max_memory: int | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
 ) -> list[Run]:
     """Train several heads, one a core; see `train_head`. Each takes those of the settings that it has.
 
-    Sweeps go one after the other, each on all cores.
+    Sweeps, and heads whose rows are streamed, go one after the other, each on all cores.
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, effective_n_jobs
 
     from .heads import HEADS
 
@@ -200,14 +208,17 @@ def train_heads(
     jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
     place = Path(runs_dir)
     with opened(features, data, backbone, cache_dir, progress) as cache:
-        if sweep:
-            return [_train(cache, name, own, seed, sweep, repeats, calibration, place, progress=progress)
+        most = max_memory if max_memory is not None else int(SHARE * available_memory())
+        each = most // effective_n_jobs(-1)
+        if sweep or must_stream(cache, each):
+            return [_train(cache, name, own, seed, sweep, repeats, calibration, place, max_memory=most,
+                           progress=progress)
                     for name, own in jobs]  # fmt: skip
         path, place = cache.path.absolute(), place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_in_process)(path, name, own, seed, repeats, calibration, place) for name, own in jobs
+            delayed(_train_in_process)(path, name, own, seed, repeats, calibration, place, each) for name, own in jobs
         ):
             runs.append(run)
             bar.update(1)
@@ -216,12 +227,12 @@ def train_heads(
 
 def _train_in_process(
     path: Path, name: str, settings: Mapping[str, Any], seed: int, repeats: int, calibration: Calibration | None,
-    runs_dir: Path,
+    runs_dir: Path, max_memory: int,
 ) -> Run:  # fmt: skip
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), FeatureCache.open(path) as cache:
-        return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, jobs=1)
+        return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, jobs=1, max_memory=max_memory)
 
 
 def learning_curve(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .budget import must_stream, require_room_for_sums
 from .errors import CacheError, UnknownNameError
 from .evaluation import evaluate
 from .progress import Progress, silent
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .heads import Head
 
 HELD_OUT = ("test", "val")  # what a figure is taken on: the first of these that there is
+CHUNK = 8192  # rows read at a time
+WITH_MATRIX = ("logistic", "ridge", "lda")  # streamed heads that need the (D, D) sum of products
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class FittedHead:
         Of each split, `accuracies` over several seeds with their `mean` and `sd`; empty for one seed.
     calibration : dict
         How its probabilities were made honest, see `pipeline.certainty`; empty where they were not.
+    streamed : bool
+        Whether rows were read from the cache at every walk, because they do not fit into memory.
     """
 
     name: str
@@ -80,11 +85,13 @@ class FittedHead:
     candidates: list[dict[str, Any]] = field(default_factory=list)
     repeats: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    streamed: bool = False
 
 
 def fit_head(
     cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int = 0, *, sweep: Sweep | None = None,
-    repeats: int = 1, folder: Path | None = None, jobs: int = -1, progress: Progress = silent,
+    repeats: int = 1, max_memory: int | None = None, folder: Path | None = None, jobs: int = -1,
+    progress: Progress = silent,
 ) -> FittedHead:  # fmt: skip
     """Train a head on a cache's train split.
 
@@ -100,6 +107,9 @@ def fit_head(
         Choose further settings. Without it, a head that is trained by epochs sees val, to keep the best of them.
     repeats : int
         Train with so many seeds and note the spread; the first one's head is returned.
+    max_memory : int, optional
+        Bytes that training may take; by default three quarters of what is available. Rows that would take more are
+        streamed from the file.
     folder : Path, optional
         Where a sweep keeps finished fits.
     jobs : int
@@ -108,9 +118,13 @@ def fit_head(
     Raises
     ------
     CacheError
-        If there is nothing to train on, or to choose on.
+        If there is nothing to train on, or to choose on, or rows would have to be streamed and cannot.
     """
     begin = time.perf_counter()
+    if must_stream(cache, max_memory):
+        with progress(desc="Streaming", unit="row") as bar:
+            fitted = _streamed(cache, name, settings, seed, sweep, repeats, max_memory, bar.update)
+        return replace(fitted, seconds=(time.perf_counter() - begin) / max(1, repeats))
     X, y = training_rows(cache)
     candidates: list[dict[str, Any]] = []
     chosen = dict(settings)
@@ -133,11 +147,63 @@ def training_rows(cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
     CacheError
         If there are not two classes to tell apart.
     """
-    X, y = cache.split("train", view=0)
+    y = _labels_to_train_on(cache)
+    return cache.split("train", view=0)[0], y
+
+
+def _labels_to_train_on(cache: FeatureCache) -> np.ndarray:
+    y = cache.labels[cache.indices("train")]
     if len(np.unique(y)) < 2:
         raise CacheError(f"{cache.path} has {len(y)} labelled training images, of {len(np.unique(y))} classes: "
                          "a classifier needs two classes at least.")
-    return X, y
+    return y
+
+
+def _streamed(
+    cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
+    max_memory: int | None, done: Callable[[int], object],
+) -> FittedHead:  # fmt: skip
+    """Train a head on rows that are read anew at every walk over them."""
+    from .heads import HEADS, make_head
+
+    size = f"{cache.path} does not fit into memory ({cache.features.size * 4 / 1e9:.1f} GB as float32)"
+    if not HEADS[name].streams:
+        can = ", ".join(known for known in HEADS if HEADS[known].streams)
+        raise CacheError(f"{size}, and {name} needs all rows at once. These do not: {can}. Or raise --max-memory.")
+    if sweep is not None:
+        raise CacheError(f"{size}, and a sweep reads it too often. Give settings (--C, --set), or raise --max-memory.")
+    if len(cache.shape) == 3:
+        raise CacheError(f"{size}, and views are not streamed. Raise --max-memory, or extract without --views.")
+    if name in WITH_MATRIX or settings.get("scaling") == "pca-whiten":
+        require_room_for_sums(cache, max_memory)
+    y, val = _labels_to_train_on(cache), cache.indices("val")
+    held_out = (_rows(cache, val, done), cache.labels[val]) if HEADS[name].needs_torch and len(val) else ()
+    heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, cache.indices("train"), done), y, *held_out)
+             for more in range(repeats)]
+    selection = getattr(heads[0], "selection_", "last")
+    return FittedHead(name, heads[0], {**settings, "seed": seed}, 0.0, selection, repeats=_spread(cache, heads),
+                      streamed=True)
+
+
+def _rows(cache: FeatureCache, rows: np.ndarray, done: Callable[[int], object]) -> Any:
+    from .heads import StreamedRows
+
+    def read(positions: np.ndarray) -> np.ndarray:
+        done(len(positions))
+        return cache.read_rows(rows[positions])
+
+    return StreamedRows(read, (len(rows), cache.shape[-1]))
+
+
+def probabilities_of(cache: FeatureCache, head: Head, rows: np.ndarray, view: int | None = 0) -> np.ndarray:
+    """Return a head's (n, K) probabilities for these rows of its cache, reading a few thousand at a time."""
+    from .heads import probabilities
+
+    found = np.empty((len(rows), len(cache.classes)))
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        found[start : start + len(part)] = probabilities(head, cache.read_rows(part, view=view), len(cache.classes))
+    return found
 
 
 def _fit(cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, settings: Mapping[str, Any], seed: int) -> Head:
@@ -166,12 +232,11 @@ def _swept(
 
 def _spread(cache: FeatureCache, heads: list[Head]) -> dict[str, Any]:
     """Return each held-out split's accuracies over several seeds."""
-    from .heads import probabilities
-
     found = {}
     for split in HELD_OUT if len(heads) > 1 else ():
-        X, y = cache.split(split, view=0)
-        if len(y):
-            scores = [evaluate(y, probabilities(head, X, len(cache.classes)))["accuracy"] for head in heads]
+        rows = cache.indices(split)
+        if len(rows):
+            y = cache.labels[rows]
+            scores = [evaluate(y, probabilities_of(cache, head, rows))["accuracy"] for head in heads]
             found[split] = {"accuracies": scores, "mean": float(np.mean(scores)), "sd": float(np.std(scores, ddof=1))}
     return found

@@ -15,7 +15,7 @@ from .certainty import held_out_figures
 from .classifier import ImageClassifier, linear_head
 from .data import Dataset
 from .evaluation import evaluate
-from .fitting import FittedHead
+from .fitting import FittedHead, probabilities_of
 from .runs import Run, file_safe, prediction_rows, write_run, writing
 from .store import FeatureCache
 
@@ -28,10 +28,10 @@ STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not l
 
 def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name: str | None = None) -> Run:
     """Score a head on every split of its cache, and write the run folder."""
-    from .heads import probabilities, save_head
+    from .heads import save_head
 
     rows = np.flatnonzero((cache.labels >= 0) & np.isin(cache.splits, SPLITS))
-    scores = probabilities(fitted.head, cache.read_rows(rows, view=0), len(cache.classes))
+    scores = probabilities_of(cache, fitted.head, rows)
     labels, splits, paths = cache.labels[rows], cache.splits[rows], cache.paths
     path = runs_dir / file_safe(name or f"{cache.meta['dataset']}-{cache.meta['label']}-{fitted.name}")
     learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
@@ -44,12 +44,13 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "head": fitted.name,
         "classes": list(cache.classes),
         "splits": score_splits(splits, labels, scores),
-        "seconds": _seconds(float(cache.meta.get("seconds", 0)), fitted.seconds),
+        "seconds": _seconds(float(cache.meta.get("seconds") or 0), fitted.seconds),
         "trainable_parameters": sum(
             value.size for value in learned.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
         ),
         "selection": fitted.selection,
         "spec_sha256": cache.spec.sha256,
+        "streamed": fitted.streamed,
         **({"repeats": fitted.repeats} if fitted.repeats else {}),
         **({"calibration": held_out_figures(cache, fitted, splits, labels, scores)} if fitted.calibration else {}),
     }

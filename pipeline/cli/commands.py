@@ -57,8 +57,8 @@ def train_head(options: argparse.Namespace) -> None:
     settings = _head_settings(options)
     common: dict[str, Any] = {
         "features": options.features, "seed": options.seed, "settings": settings, "sweep": _sweep(options),
-        "repeats": options.repeats, "calibration": _calibration(options), "cache_dir": options.cache_dir,
-        "runs_dir": options.runs_dir, "progress": progress_bars(),
+        "repeats": options.repeats, "calibration": _calibration(options), "max_memory": options.max_memory,
+        "cache_dir": options.cache_dir, "runs_dir": options.runs_dir, "progress": progress_bars(),
     }  # fmt: skip
     names = _heads(options)
     backbone = DEFAULT if options.features else backbone_of(options)
@@ -68,6 +68,8 @@ def train_head(options: argparse.Namespace) -> None:
         if options.name:
             raise PipelineError("--name names one run; with several heads each takes its own name.")
         runs = train_heads(names, options.data, backbone, **common)
+    if any(run.metrics.get("streamed") for run in runs):
+        print_notes(["Features were streamed from the file, which is slower; --max-memory says what may be in memory."])
     print_runs(ranked([run.metrics for run in runs]), options)
     for run in () if options.json else runs:
         for split, spread in run.metrics.get("repeats", {}).items():

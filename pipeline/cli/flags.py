@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,6 +50,19 @@ def add_command(verbs: Any, name: str, run: Callable[[argparse.Namespace], int |
 def numbers(text: str) -> list[int]:
     """Read whole numbers with commas between."""
     return [int(number) for number in text.split(",")]
+
+
+def memory(text: str) -> int:
+    """Read an amount of memory, such as 4GB, 512MB or 1.5 GiB, as bytes."""
+    found = re.fullmatch(r"([0-9.]+) *([kMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    try:
+        number, unit, binary = found.groups() if found else ("", "", "")
+        size = float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " ")
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write it like 4GB or 512MB")
+    return int(size)
 
 
 def add_head(parser: Parser) -> None:
@@ -143,6 +157,9 @@ def add_sweep(parser: Parser) -> None:
     group.add_argument("--coverage", type=float, default=0.9, metavar="X",
                        help="how often --calibrate's sets of possible labels hold the truth (default: 0.9)")
     group.add_argument("--repeats", type=int, default=1, metavar="N", help="train with N seeds and tell the spread")
+    parser.add_argument("--max-memory", type=memory, metavar="SIZE",
+                        help="such as 4GB: features that would take more in training are streamed from the file "
+                             "(default: three quarters of the available memory)")
     group.add_argument("--shots", type=numbers, metavar="K1,K2,…",
                        help="few-shot figures with so many images a class, as `learning-curve --shots`")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .familiarity import Familiarity, fit_familiarity
     from .linear import LinearHead
     from .registry import HEADS, HeadEntry, make_head
+    from .rows import StreamedRows
     from .saving import load_head, load_scorer, save_head
     from .scaling import SCALINGS
     from .scores import Scorer, prediction_sets, probabilities
@@ -27,13 +28,13 @@ _HOME = {
     "LinearHead": "linear", "save_head": "saving", "load_head": "saving", "load_scorer": "saving",
     "calibrate": "calibration", "conformal_threshold": "calibration", "prediction_sets": "scores",
     "Familiarity": "familiarity", "fit_familiarity": "familiarity",
-    "sweep_head": "sweep", "SweepResult": "sweep",
+    "sweep_head": "sweep", "SweepResult": "sweep", "StreamedRows": "rows",
 }
 
 __all__ = [
-    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "Scorer", "SweepResult",
-    "calibrate", "conformal_threshold", "fit_familiarity", "load_head", "load_scorer", "make_head", "prediction_sets",
-    "probabilities", "save_head", "sweep_head",
+    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "Scorer", "StreamedRows",
+    "SweepResult", "calibrate", "conformal_threshold", "fit_familiarity", "load_head", "load_scorer", "make_head",
+    "prediction_sets", "probabilities", "save_head", "sweep_head",
 ]
 
 
