@@ -147,16 +147,15 @@ def training_rows(cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
     CacheError
         If there are not two classes to tell apart.
     """
-    y = _labels_to_train_on(cache)
-    return cache.split("train", view=0)[0], y
+    X, y = cache.split("train", view=0)
+    _require_two_classes(cache, y)
+    return X, y
 
 
-def _labels_to_train_on(cache: FeatureCache) -> np.ndarray:
-    y = cache.labels[cache.indices("train")]
+def _require_two_classes(cache: FeatureCache, y: np.ndarray) -> None:
     if len(np.unique(y)) < 2:
         raise CacheError(f"{cache.path} has {len(y)} labelled training images, of {len(np.unique(y))} classes: "
                          "a classifier needs two classes at least.")
-    return y
 
 
 def _streamed(
@@ -176,9 +175,11 @@ def _streamed(
         raise CacheError(f"{size}, and views are not streamed. Raise --max-memory, or extract without --views.")
     if name in WITH_MATRIX or settings.get("scaling") == "pca-whiten":
         require_room_for_sums(cache, max_memory)
-    y, val = _labels_to_train_on(cache), cache.indices("val")
+    train, val = cache.indices("train"), cache.indices("val")
+    y = cache.labels[train]
+    _require_two_classes(cache, y)
     held_out = (_rows(cache, val, done), cache.labels[val]) if HEADS[name].needs_torch and len(val) else ()
-    heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, cache.indices("train"), done), y, *held_out)
+    heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, train, done), y, *held_out)
              for more in range(repeats)]
     selection = getattr(heads[0], "selection_", "last")
     return FittedHead(name, heads[0], {**settings, "seed": seed}, 0.0, selection, repeats=_spread(cache, heads),
