@@ -37,10 +37,11 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) ->
     Returns
     -------
     dict
-        Plain numbers, fit for JSON: `n`, `accuracy`, `accuracy_ci95` ([low, high], Wilson's interval), `top5`
-        (from 6 classes on), `balanced_accuracy` (mean recall of the classes that occur), `macro_f1` (over the
-        classes that occur or are predicted), `log_loss` (nats), `brier` (squared distance from the truth summed over
-        classes, 0 to 2), `ece` (see `calibration_error`), each of these with its bootstrap interval (`…_ci95`),
+        Plain numbers, fit for JSON: `n`, `accuracy`, `accuracy_ci95` ([low, high], Wilson's interval), `top5` and
+        `top5_ci95` likewise (from 6 classes on), `balanced_accuracy` (mean recall of the classes that occur),
+        `macro_f1` (over the classes that occur or are predicted), `log_loss` (nats), `brier` (squared distance from
+        the truth summed over classes, 0 to 2), `ece` (see `calibration_error`), each of these with its bootstrap
+        interval (`…_ci95`),
         `abstaining` (see `risk_coverage`), `per_class` (a mapping for each class id: `n`, `predicted`, `precision`,
         `recall`, `f1`; None where undefined), `confusion` (K rows of true classes; up to 200 classes).
 
@@ -58,7 +59,7 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, *, seed: int = 0) ->
         "n": n,
         "accuracy": correct / n,
         "accuracy_ci95": list(wilson_interval(correct, n)),
-        **({"top5": top_accuracy(labels, probabilities)} if n_classes > TOP else {}),
+        **(_top(labels, probabilities) if n_classes > TOP else {}),
         "balanced_accuracy": balanced_accuracy(counts),
         "macro_f1": macro_f1(counts),
         "log_loss": log_loss(labels, probabilities),
@@ -108,6 +109,11 @@ def top_accuracy(labels: np.ndarray, probabilities: np.ndarray, top: int = TOP) 
     earlier = np.arange(probabilities.shape[1]) < labels[:, None]
     before = (probabilities > own) | ((probabilities == own) & earlier)
     return float((before.sum(axis=1) < top).mean())
+
+
+def _top(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    share, n = top_accuracy(labels, probabilities), len(labels)
+    return {"top5": share, "top5_ci95": list(wilson_interval(round(share * n), n))}
 
 
 def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -139,7 +139,8 @@ def learning_curves(runs_dir: Path, dataset: str, spec_sha256: str) -> list[dict
     for path in sorted((runs_dir / CURVES).glob(f"{_curve_of(dataset, spec_sha256)}-*.json")):
         with suppress(RunError):
             found.append(_read(path, json.loads))
-    return [one for one in found if {"head", "split", "points"} <= one.keys()]
+    return [one for one in found if {"head", "split", "points", "forecasts"} <= one.keys() and one["points"]
+            and all({"n", "mean", "ci95"} <= point.keys() for point in one["points"])]  # fmt: skip
 
 
 def _curve_of(dataset: str, spec_sha256: str) -> str:

@@ -42,7 +42,8 @@ def test_result_is_plain_json():
         "macro_f1_ci95", "log_loss_ci95", "brier", "brier_ci95", "ece", "ece_ci95", "abstaining", "per_class",
         "confusion",
     }
-    assert "top5" in evaluate(*sample(k=6))
+    six = evaluate(*sample(k=6))
+    assert six["top5_ci95"] == list(wilson_interval(round(six["top5"] * 200), 200))
     assert "confusion" not in evaluate(*sample(k=201))
 
 

@@ -218,6 +218,17 @@ def test_the_learning_curve_has_a_band_for_each_head_and_says_what_more_labels_w
     assert "pipeline learning-curve --data data" in visit("tuned").page.locator("#curve code").inner_text()
 
 
+def test_a_learning_curve_that_is_rubbish_is_passed_over(studio, tmp_path):
+    shutil.copytree(studio / "runs" / "ridge", tmp_path / "ridge")
+    sound = next((studio / "runs" / "learning-curves").glob("*-ridge.json"))
+    (tmp_path / "learning-curves").mkdir()
+    lacking = '{"head": "a", "split": "val", "points": [{}], "forecasts": []}'
+    for number, content in enumerate(("{", "[]", "{}", lacking)):
+        (tmp_path / "learning-curves" / sound.name.replace("ridge", str(number))).write_text(content)
+    text = write_report(Run.open(tmp_path / "ridge"), cache_dir=tmp_path).read_text()
+    assert "None was drawn on these features" in text
+
+
 def test_the_comparison_tells_differences_classes_and_the_images_on_which_runs_disagree(visit, studio):
     page = visit("compare").page
     runs = {name: Run.open(name, studio / "runs") for name in ("ridge", "tuned", "centroid")}

@@ -103,7 +103,7 @@ def learning_curve(run: Run, spec_sha256: str) -> dict[str, Any] | None:
     for number, curve in enumerate(curves[:MOST_CURVES]):
         head, said = curve["head"], "{head}, {n} images: {mean:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})"
         points = [Point(one["n"], one["mean"], one["ci95"][0], one["ci95"][1], said.format(**one))
-                  for one in curve["points"]]  # fmt: skip
+                  for one in sorted(curve["points"], key=lambda one: one["n"])]  # fmt: skip
         series.append(Series(head, points, band=True, colour=number))
         for one in curve["forecasts"]:
             sentence = (f"{head}: with twice the labels expect {one['twice']:.3f} ({one['low']:.3f} to "
