@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def must_stream(cache: FeatureCache, max_memory: int | None) -> bool:
     max_memory : int or None
         Bytes; by default three quarters of what is available.
     """
-    values = (len(cache.indices("train")) + len(cache.indices("val"))) * cache.features.size // max(1, len(cache))
+    values = (len(cache.indices("train")) + len(cache.indices("val"))) * math.prod(cache.shape[1:])
     return COPIES * 4 * values > (SHARE * available_memory() if max_memory is None else max_memory)
 
 

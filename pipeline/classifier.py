@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backbones import Backbone, Embedder, as_described, from_description, is_prepared
+from .backbones import Backbone, Embedder, JoinedBackbone, of_run
 from .data import Limits, UnreadableImageError, decode, read_bytes
 from .data.reader import DEFAULT_LIMITS
 from .errors import DataError, PipelineError, RunError
 from .progress import Progress, silent
 from .runs import Run
+from .store import Spec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -68,7 +69,7 @@ class ImageClassifier:
 
     Parameters
     ----------
-    backbone : Backbone
+    backbone : Backbone or JoinedBackbone
     head : Scorer
         A fitted head; knows class ids 0..K-1.
     classes : sequence of str, length K
@@ -93,7 +94,7 @@ class ImageClassifier:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | JoinedBackbone,
         head: Any,
         classes: Sequence[str],
         *,
@@ -118,13 +119,13 @@ class ImageClassifier:
         }  # fmt: skip
 
     @cached_property
-    def _embedder(self) -> Embedder:
-        return Embedder.of(self.backbone, **self._running)
+    def _embedders(self) -> list[Embedder]:
+        return [Embedder.of(part, **self._running) for part in self.backbone.parts]
 
     @property
     def notes(self) -> list[str]:
         """Remarks for the user on how the backbone runs."""
-        return self._embedder.engine.notes
+        return list(dict.fromkeys(note for embedder in self._embedders for note in embedder.engine.notes))
 
     @property
     def calibrated(self) -> bool:
@@ -146,20 +147,19 @@ class ImageClassifier:
 
         opened = run if isinstance(run, Run) else Run.open(run, runs_dir)
         head, metadata = load_scorer(opened.path)
-        description = opened.config()["backbone"]
-        backbone = as_described(description, opened.path)
-        if not is_prepared(backbone, Path(running.get("cache_dir", "cache"))):
-            backbone = from_description(description, opened.path)
+        backbone = of_run(opened.config()["backbone"], opened.path, Path(running.get("cache_dir", "cache")))
         if metadata.get("spec_sha256") != backbone.spec.sha256:
+            fields = Spec(metadata["spec"]).differences(backbone.spec) if "spec" in metadata else []
+            how = "; ".join(f"{field}: {ours!r}, not {theirs!r}" for field, theirs, ours in fields)
             raise RunError(f"{str(opened.path)!r} holds a head that was trained on other features than its config.toml "
-                           "names. Train again.")
+                           f"names{f' ({how})' if how else ''}. Train again.")
         return cls(backbone, head, metadata["class_names"], **running)
 
     def save(self, folder: Path) -> None:
         """Write the head into a run folder. The backbone's own weights are named in `config.toml`, not copied."""
         from .heads import save_head
 
-        save_head(self.head, folder, {"class_names": list(self.classes), "spec_sha256": self.backbone.spec.sha256})
+        save_head(self.head, folder, metadata_of(self.classes, self.backbone.spec))
 
     def predict(self, images: Iterable[Any], progress: Progress = silent) -> list[Prediction]:
         """Classify images.
@@ -187,14 +187,26 @@ class ImageClassifier:
 
         def classify(job: tuple[int, list[Any]]) -> list[Prediction]:
             first, chunk = job
-            rows, failures = self._embedder.embed(
-                range(len(chunk)), lambda index: load_image(chunk[index], self.limits, self.backbone.decode)
-            )
+            rows, failures = self._embedded(chunk)
             names = [name_of(image, first + index) for index, image in enumerate(chunk)]
             return list(self._predictions(names, rows, failures))
 
-        for predictions in self._embedder.map(classify, _chunks(images)):
+        for predictions in self._embedders[0].map(classify, _chunks(images)):
             yield from predictions
+
+    def _embedded(self, chunk: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
+        """Return the features of the images that each backbone can read, and why it cannot read the others."""
+        found, failures = [], dict[int, str]()
+        for part, embedder in zip(self.backbone.parts, self._embedders, strict=True):
+
+            def load(index: int, decode: Any = part.decode) -> Image.Image:
+                return load_image(chunk[index], self.limits, decode)
+
+            rows, failed = embedder.embed(range(len(chunk)), load)
+            found.append(([index for index in range(len(chunk)) if index not in failed], rows))
+            failures = failed | failures
+        kept = [[index not in failures for index in indices] for indices, _ in found]
+        return np.hstack([rows[own] for own, (_, rows) in zip(kept, found, strict=True)]), failures
 
     def _predictions(self, names: list[str], rows: np.ndarray, failures: dict[int, str]) -> Iterator[Prediction]:
         scored = self._scored(rows) if len(rows) else iter(())
@@ -220,6 +232,11 @@ class ImageClassifier:
                 unfamiliar=None if strange is None else bool(strange[index]),
                 possible=None if sets is None else tuple(self.classes[label] for label in order if sets[index, label]),
             )
+
+
+def metadata_of(classes: Sequence[str], spec: Spec) -> dict[str, Any]:
+    """Return what is saved with a head, so that it is never applied to features that it does not know."""
+    return {"class_names": list(classes), "spec_sha256": spec.sha256, "spec": spec.fields}
 
 
 def linear_head(weight: np.ndarray, bias: np.ndarray) -> Head:

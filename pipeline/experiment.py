@@ -24,10 +24,12 @@ from .lookup import find_cache
 from .progress import Progress, silent
 from .runs import Run, file_safe, list_runs, save_learning_curve, writing
 from .scoring import SPLITS, save_finetuned, save_head_run
-from .store import FeatureCache
+from .store import FeatureCache, open_caches
 
 if TYPE_CHECKING:
     from .finetuning import FinetuneSettings
+
+Features = str | Path | Sequence[str | Path]
 
 
 def extract(
@@ -111,7 +113,7 @@ def train_head(
     data: str = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
-    features: str | Path | None = None,
+    features: Features | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     sweep: Sweep | None = None,
@@ -131,8 +133,8 @@ def train_head(
         A name in `pipeline.heads.HEADS`.
     data, backbone
         Which cache: as they were given to `extract`.
-    features : path-like, optional
-        A cache file, instead of those.
+    features : path-like or sequence of them, optional
+        A cache file, instead of those; of several, the features of the same images side by side.
     settings : mapping, optional
         The head's own settings; see `pipeline.heads.make_head`.
     seed : int
@@ -182,7 +184,7 @@ def train_heads(
     data: str = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
-    features: str | Path | None = None,
+    features: Features | None = None,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     sweep: Sweep | None = None,
@@ -214,11 +216,11 @@ def train_heads(
             return [_train(cache, name, own, seed, sweep, repeats, calibration, place, max_memory=most,
                            progress=progress)
                     for name, own in jobs]  # fmt: skip
-        path, place = cache.path.absolute(), place.absolute()
+        paths, place = [path.absolute() for path in cache.sources], place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_in_process)(path, name, own, seed, repeats, calibration, place, each) for name, own in jobs
+            delayed(_train_in_process)(paths, name, own, seed, repeats, calibration, place, each) for name, own in jobs
         ):
             runs.append(run)
             bar.update(1)
@@ -226,12 +228,12 @@ def train_heads(
 
 
 def _train_in_process(
-    path: Path, name: str, settings: Mapping[str, Any], seed: int, repeats: int, calibration: Calibration | None,
-    runs_dir: Path, max_memory: int,
+    paths: Sequence[Path], name: str, settings: Mapping[str, Any], seed: int, repeats: int,
+    calibration: Calibration | None, runs_dir: Path, max_memory: int,
 ) -> Run:  # fmt: skip
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), FeatureCache.open(path) as cache:
+    with threadpool_limits(1), open_caches(paths) as cache:
         return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, jobs=1, max_memory=max_memory)
 
 
@@ -240,7 +242,7 @@ def learning_curve(
     data: str = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
-    features: str | Path | None = None,
+    features: Features | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
@@ -262,7 +264,7 @@ def learning_curve(
     Returns
     -------
     dict
-        `split`, `points` and `forecasts`.
+        `split`, `points`, `forecasts`, and `notes` for the user.
     """
     from .learning_curve import as_values
     from .learning_curve import learning_curve as curve
@@ -273,16 +275,16 @@ def learning_curve(
             own = {key: [one for one in found[key] if one["head"] == head] for key in ("points", "forecasts")}
             save_learning_curve(Path(runs_dir), cache.meta["dataset"], cache.spec.sha256,
                                 {"head": head, "split": found["split"], **own})
-    return found
+        return {**found, "notes": list(cache.notes)}
 
 
 @contextmanager
 def opened(
-    features: str | Path | None, data: str, backbone: str | Backbone, cache_dir: str | Path, progress: Progress
+    features: Features | None, data: str, backbone: str | Backbone, cache_dir: str | Path, progress: Progress
 ) -> Iterator[FeatureCache]:
     """Open the cache that was named, or the one that belongs to a data set and a backbone."""
     if features is not None:
-        cache = FeatureCache.open(features)
+        cache = open_caches([features] if isinstance(features, (str, Path)) else features)
     else:
         cache = find_cache(data, backbone_of(backbone), cache_dir=cache_dir, progress=progress)
     with cache:
@@ -404,7 +406,7 @@ def audit(
     data: str = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
-    features: str | Path | None = None,
+    features: Features | None = None,
     runs: Sequence[str] | None = None,
     threshold: float | None = None,
     sheets: str | Path | None = None,
@@ -441,7 +443,7 @@ def audit(
             chosen = [run for run in chosen if run.metrics["dataset"] == found.dataset
                       and tuple(run.metrics["classes"]) == cache.classes]
         return {
-            **found.to_dict(),
+            **found.to_dict(), "notes": [*cache.notes, *found.notes],
             "runs": [scored.to_dict() for scored in rescore(cache, found, chosen)],
             "sheets": [str(path) for path in write_sheets(found, cache, folder)],
         }

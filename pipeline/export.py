@@ -54,10 +54,13 @@ def export(run: Run, format: str = "onnx", out: Path | None = None) -> dict[str,
     if format not in FORMATS:
         raise UnknownNameError("format", format, FORMATS)
     classifier = ImageClassifier.load(run, device="cpu")
+    if len(classifier.backbone.parts) > 1:
+        raise ExportError(f"{run.name!r} takes the features of {len(classifier.backbone.parts)} backbones "
+                          f"({classifier.backbone.name}): only runs of one backbone can be exported.")
     network, pixels = _network(classifier, run), _samples(classifier, run)
     path = out or run.path / f"model{FORMATS[format]}"
-    metadata = {"classes": list(classifier.classes), "transform": classifier.backbone.transform.to_dict(),
-                "run": run.name, "backbone": classifier.backbone.name}  # fmt: skip
+    metadata = {"classes": list(classifier.classes), "transform": classifier.backbone.parts[0].transform.to_dict(),
+                "run": run.name, "backbone": classifier.backbone.parts[0].name}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new{FORMATS[format]}")
     try:
@@ -78,7 +81,7 @@ def _network(classifier: ImageClassifier, run: Run) -> torch.nn.Module:
     """Return pixels -> probabilities as one torch module."""
     import torch
 
-    head, backbone = classifier.head, classifier.backbone
+    head, backbone = classifier.head, classifier.backbone.parts[0]
     if not hasattr(head, "coef_") or not hasattr(head, "intercept_"):
         raise ExportError(f"The head of {run.name!r} ({type(head).__name__}) is not linear, so it cannot be exported; "
                           "train logistic, linear, ridge, lda or linear-svm.")
@@ -108,7 +111,7 @@ def _network(classifier: ImageClassifier, run: Run) -> torch.nn.Module:
 
 def _samples(classifier: ImageClassifier, run: Run) -> np.ndarray:
     """Return the pixels of some images that the run was scored on; noise where they are gone."""
-    transform = classifier.backbone.transform
+    transform = classifier.backbone.parts[0].transform
     found: list[np.ndarray] = []
     root = Path(run.config()["dataset"]["root"])
     for row in reversed(run.predictions()):
@@ -125,7 +128,7 @@ def _samples(classifier: ImageClassifier, run: Run) -> np.ndarray:
 def _ours(classifier: ImageClassifier, pixels: np.ndarray) -> np.ndarray:
     from .backbones import make_engine
 
-    features = make_engine(classifier.backbone, "cpu", "torch")(pixels)
+    features = make_engine(classifier.backbone.parts[0], "cpu", "torch")(pixels)
     return probabilities(classifier.head, features, len(classifier.classes))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -165,7 +166,7 @@ def _streamed(
     """Train a head on rows that are read anew at every walk over them."""
     from .heads import HEADS, make_head
 
-    size = f"{cache.path} does not fit into memory ({cache.features.size * 4 / 1e9:.1f} GB as float32)"
+    size = f"{cache.path} does not fit into memory ({4 * math.prod(cache.shape) / 1e9:.1f} GB as float32)"
     if not HEADS[name].streams:
         can = ", ".join(known for known in HEADS if HEADS[known].streams)
         raise CacheError(f"{size}, and {name} needs all rows at once. These do not: {can}. Or raise --max-memory.")

@@ -65,6 +65,12 @@ class Run:
         """The folder's name."""
         return self.path.name
 
+    @property
+    def features(self) -> list[str]:
+        """The SHA-256 of the spec of each cache that it was trained on; of a fine-tuned network, none."""
+        parts = self.metrics.get("joined", [self.metrics])
+        return [part["spec_sha256"] for part in parts if part.get("spec_sha256")]
+
     def _repr_html_(self) -> str:
         """Show a notebook the figures of each split."""
         header = ("split", "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "log_loss")
@@ -262,8 +268,9 @@ def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
     """TOML knows no null: what was left to its default is left out."""
-    return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if value is not None
-    }
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _without_none(value)
+        return [plain(one) for one in value] if isinstance(value, list) else value
+
+    return {key: plain(value) for key, value in config.items() if value is not None}

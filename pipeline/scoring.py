@@ -12,7 +12,7 @@ import numpy as np
 
 from .backbones import NETWORK_FILE, description
 from .certainty import held_out_figures
-from .classifier import ImageClassifier, linear_head
+from .classifier import ImageClassifier, linear_head, metadata_of
 from .data import Dataset
 from .evaluation import evaluate
 from .fitting import FittedHead, probabilities_of
@@ -51,11 +51,13 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "selection": fitted.selection,
         "spec_sha256": cache.spec.sha256,
         "streamed": fitted.streamed,
+        **({"joined": list(cache.parts)} if cache.parts else {}),
+        **({"notes": list(cache.notes)} if cache.notes else {}),
         **({"repeats": fitted.repeats} if fitted.repeats else {}),
         **({"calibration": held_out_figures(cache, fitted, splits, labels, scores)} if fitted.calibration else {}),
     }
     origin = {"name": cache.meta["dataset"], "root": cache.meta["root"], **cache.meta.get("origin", {})}
-    metadata = {"class_names": list(cache.classes), "spec_sha256": cache.spec.sha256}
+    metadata = metadata_of(cache.classes, cache.spec)
 
     def save(folder: Path) -> None:
         save_head(fitted.head, folder, metadata)

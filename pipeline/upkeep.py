@@ -139,6 +139,6 @@ def removable(
     if keep_newest:
         chosen += superseded(entries)
     if superfluous:
-        used = [(run.metrics["dataset"], run.metrics.get("spec_sha256", "")) for run in list_runs(runs_dir)]
+        used = [(run.metrics["dataset"], sha256) for run in list_runs(runs_dir) for sha256 in run.features]
         chosen += unused(entries, used)
     return list(dict.fromkeys(chosen))

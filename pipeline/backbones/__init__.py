@@ -17,6 +17,7 @@ from .backbone import (
 )
 from .embedding import Embedder
 from .engine import ENGINES, Engine, make_engine
+from .joined import JoinedBackbone, of_run
 from .openvino_engine import is_prepared
 from .remembered import resolve_again
 from .torch_engine import TorchEngine, choose_device
@@ -30,6 +31,7 @@ __all__ = [
     "Backbone",
     "Embedder",
     "Engine",
+    "JoinedBackbone",
     "TorchEngine",
     "as_described",
     "choose_device",
@@ -38,6 +40,7 @@ __all__ = [
     "is_prepared",
     "listings",
     "make_engine",
+    "of_run",
     "resolve",
     "resolve_again",
 ]

@@ -63,6 +63,11 @@ class Backbone:
         return self.architecture.name
 
     @property
+    def parts(self) -> tuple[Backbone, ...]:
+        """Itself: the one network behind its features, see `JoinedBackbone`."""
+        return (self,)
+
+    @property
     def label(self) -> str:
         """The name, and whatever is not as usual: for people, in tables and run names."""
         weights = Path(self.weights.label).stem if self.weights.label not in self.architecture.tags[:1] else ""

@@ -71,6 +71,7 @@ def train_head(options: argparse.Namespace) -> None:
     if any(run.metrics.get("streamed") for run in runs):
         print_notes(["Features were streamed from the file, which is slower; --max-memory says what may be in memory."])
     print_runs(ranked([run.metrics for run in runs]), options)
+    print_notes(dict.fromkeys(note for run in runs for note in run.metrics.get("notes", ())))
     for run in () if options.json else runs:
         for split, spread in run.metrics.get("repeats", {}).items():
             print(f"{run.metrics['head']}, {split}, {len(spread['accuracies'])} seeds: accuracy {spread['mean']:.4f}, "
@@ -90,6 +91,7 @@ def learning_curve(options: argparse.Namespace) -> None:
         settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir, runs_dir=options.runs_dir,
         progress=progress_bars(),
     )  # fmt: skip
+    print_notes(found["notes"])
     if options.json:
         print_json(found)
         return

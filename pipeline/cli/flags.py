@@ -71,7 +71,7 @@ def add_head(parser: Parser) -> None:
 
     parser.add_argument("--head", default="logistic", metavar="NAME",
                         help=f"{', '.join(HEADS)}; several with commas between, or all (default: logistic)")
-    parser.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
+    add_features(parser)
     add_data(parser, splitting=False)
     add_backbone(parser)
     settings = parser.add_argument_group("settings of the head (its own defaults apply)")
@@ -80,6 +80,13 @@ def add_head(parser: Parser) -> None:
         settings.add_argument(flag, **more)
     settings.add_argument("-b", "--batch-size", type=int, metavar="X")
     settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting")
+
+
+def add_features(parser: Parser) -> None:
+    """Which cache files, where not those of --data and --backbone."""
+    parser.add_argument("--features", type=Path, nargs="+", metavar="FILE",
+                        help="a cache file, instead of --data and --backbone; of several, the features of the same "
+                             "images side by side")
 
 
 def add_data(parser: Parser, splitting: bool = True) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import CheckFailedError
 from .commands import backbone_of
-from .flags import add_backbone, add_command, add_data
+from .flags import add_backbone, add_command, add_data, add_features
 from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size
 
 
@@ -89,7 +89,7 @@ def summary(options: argparse.Namespace) -> None:
 def _add_audit(verbs: Any) -> None:
 
     parser = add_command(verbs, "audit", audit, "look for duplicates, leaks and wrong labels in cached features")
-    parser.add_argument("--features", type=Path, metavar="FILE", help="a cache file, instead of --data and --backbone")
+    add_features(parser)
     add_data(parser, splitting=False)
     add_backbone(parser)
     parser.add_argument("--runs", nargs="*", metavar="RUN",

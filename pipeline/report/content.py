@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import PipelineError
 from ..evaluation import reliability
 from ..runs import Run, learning_curves
-from ..store import FeatureCache, list_caches
+from ..store import FeatureCache, Spec, cache_path, list_caches, open_caches
 from .plots import Point, Series, chart
 
 MOST_CLASSES = 40  # of a confusion matrix that one can still read
@@ -138,16 +138,13 @@ def history_charts(run: Run) -> dict[str, str]:
 
 def cache_of(run: Run, cache_dir: Path) -> FeatureCache | None:
     """Open the features behind a run: of a head those it learned from, of a fine-tuned network the frozen ones."""
-    backbone = run.metrics["backbone"]
+    wanted = run.features or [run.metrics["backbone"]]
+    found: dict[str, Path] = {}
     for entry in list_caches(cache_dir):
-        if (entry.dataset, entry.state) != (run.metrics["dataset"], "complete"):
-            continue
-        cache = FeatureCache.open(entry.path)
-        wanted = run.metrics.get("spec_sha256")
-        if cache.spec.sha256 == wanted or (wanted is None and cache.meta["backbone"] == backbone):
-            return cache
-        cache.close()
-    return None
+        if (entry.dataset, entry.state) == (run.metrics["dataset"], "complete"):
+            with FeatureCache.open(entry.path) as cache:
+                found.setdefault(cache.spec.sha256 if run.features else cache.meta["backbone"], entry.path)
+    return open_caches([found[one] for one in wanted]) if set(wanted) <= found.keys() else None
 
 
 def command(run: Run) -> str:
@@ -171,6 +168,9 @@ def curve_command(run: Run) -> str:
 
 def _features(config: Mapping[str, Any]) -> list[str]:
     dataset, backbone = config["dataset"], config["backbone"]
+    if "joined" in backbone:
+        parts = [(part["name"], Spec(part["spec"])) for part in backbone["joined"]]
+        return ["--features", *(str(cache_path(Path("cache"), dataset["name"], *part)) for part in parts)]
     words = ["--data", dataset.get("data", dataset["root"]), "--backbone", backbone["name"]]
     if "weights" in backbone and backbone["weights"] == "random":
         words += ["--weights", "random"]

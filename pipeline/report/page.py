@@ -106,7 +106,7 @@ def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
         "curve_command": pictures.readable(content.curve_command(run)),
         "augmented": pictures.augmented(
             root, train[:: max(1, len(train) // 4)][:4], finetune.get("augmentation", "tutorial"),
-            Transform.from_dict(config["backbone"]["transform"])),
+            Transform.from_dict(config["backbone"].get("joined", [config["backbone"]])[0]["transform"])),
         "augmentation": finetune.get("augmentation", "tutorial"),
         "config": pictures.readable((run.path / "config.toml").read_text(encoding="utf-8", errors="replace")),
         "versions": {} if cache is None else cache.meta.get("versions", {}),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .catalog import CacheEntry, list_caches, nearest, remove, superseded, unused, verify_cache
     from .file import FeatureCache
+    from .joined import JoinedCache, open_caches
     from .lock import hold
     from .paths import cache_path
     from .plan import Plan
@@ -22,12 +23,14 @@ _HOMES = {
     "CacheWriter": "writer",
     "FORMAT_VERSION": "spec",
     "FeatureCache": "file",
+    "JoinedCache": "joined",
     "Plan": "plan",
     "Spec": "spec",
     "cache_path": "paths",
     "hold": "lock",
     "list_caches": "catalog",
     "nearest": "catalog",
+    "open_caches": "joined",
     "remove": "catalog",
     "superseded": "catalog",
     "unused": "catalog",
@@ -39,12 +42,14 @@ __all__ = [
     "CacheEntry",
     "CacheWriter",
     "FeatureCache",
+    "JoinedCache",
     "Plan",
     "Spec",
     "cache_path",
     "hold",
     "list_caches",
     "nearest",
+    "open_caches",
     "remove",
     "superseded",
     "unused",

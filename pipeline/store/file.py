@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ class FeatureCache:
     >>> with FeatureCache.open("cache/flowers/efficientnet_lite0-0123456789ab.h5") as cache:  # doctest: +SKIP
     ...     X, y = cache.split("train")
     """
+
+    notes: tuple[str, ...] = ()
+    """Remarks for the user."""
+    parts: Sequence[Mapping[str, Any]] = ()
+    """Where this is made of several, what each gives: label, spec digest, number of columns. See `JoinedCache`."""
 
     def __init__(self, path: Path, file: h5py.File, meta: dict[str, Any], verify: bool):
         self.path = path
@@ -98,6 +103,11 @@ class FeatureCache:
         sizes = {split: np.bincount(self.labels[self.indices(split)], minlength=len(self.classes)) for split in splits}
         rows = [(name, *(int(sizes[split][label]) for split in splits)) for label, name in enumerate(self.classes)]
         return html_table(f"{self.path}: {self.shape} {self.dtype}", ("class", *splits), rows)
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The files behind it: its own."""
+        return (self.path,)
 
     @cached_property
     def spec(self) -> Spec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 FORMAT_VERSION = 1
@@ -75,6 +75,11 @@ class Spec:
 
     def __repr__(self) -> str:
         return f"Spec({self.short}: {self._text})"
+
+
+def joined_spec(specs: Sequence[Spec]) -> Spec:
+    """Return the spec of rows that hold the features of several, side by side in this order."""
+    return Spec({"joined": {str(number): spec.fields for number, spec in enumerate(specs, 1)}})
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
