@@ -64,7 +64,7 @@ class JoinedCache(FeatureCache):
             if None in values:
                 meta.pop(name, None)  # a file that is not `extract`'s: whoever needs it says so
             else:
-                meta[name] = {"joined": values} if name == "description" else "+".join(values)
+                meta[name] = {"joined": values} if name == "description" else "+".join(map(str, values))
         splits, sizes = np.unique(self.splits, return_counts=True)
         meta["counts"] = {**metas[0]["counts"], "splits": dict(zip(splits.tolist(), sizes.tolist(), strict=True))}
         return meta
