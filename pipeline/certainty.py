@@ -43,8 +43,9 @@ class Calibration:
 def calibrated(cache: FeatureCache, fitted: FittedHead, how: Calibration) -> FittedHead:
     """Fit a head's temperature and the threshold of its sets, and learn what its training images look like.
 
-    The head itself is changed. Its `calibration` is the report of `pipeline.heads.calibrate` with ``same_rows``,
-    whether the rows used are those that chose its settings (then the figures are optimistic), and ``seconds``.
+    The head itself is changed. Its `calibration` is the report of `pipeline.heads.calibrate` with ``folds``,
+    ``same_rows`` (whether the rows used are those that chose its settings; then the figures are optimistic) and
+    ``seconds``.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def calibrated(cache: FeatureCache, fitted: FittedHead, how: Calibration) -> Fit
                        seed=fitted.settings.get("seed", 0), coverage=how.coverage)
     fitted.head.familiarity_ = fit_familiarity(X)
     seconds = time.perf_counter() - begin
-    report |= {"same_rows": report["selection"] == fitted.selection, "seconds": round(seconds, 3)}
+    report |= {"folds": how.folds, "same_rows": report["selection"] == fitted.selection, "seconds": round(seconds, 3)}
     return replace(fitted, seconds=fitted.seconds + seconds, calibration=report)
 
 

@@ -75,10 +75,15 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
                 "dataset": origin,
                 "backbone": cache.meta["description"],
                 "head": {"name": fitted.name, "settings": fitted.settings},
+                "calibration": _asked(fitted.calibration) if fitted.calibration else None,
             },
             predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),
             save_weights=save,
         )
+
+
+def _asked(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    return {"on": calibration["selection"], "coverage": calibration["coverage"], "folds": calibration["folds"]}
 
 
 def save_finetuned(

@@ -211,6 +211,14 @@ def test_calibrating_on_nonsense_is_refused_in_one_line(here, capsys, words, sai
     assert said in error and error.count("\n") == 1
 
 
+def test_config_and_report_tell_how_to_calibrate_again(here, capsys):
+    assert Run.open("sure", here / "runs").config()["calibration"] == {"on": "cv", "coverage": 0.8, "folds": 5}
+    assert "calibration" not in Run.open("plain", here / "runs").config()
+    assert main(["report", "--run", "sure", "--out", "sure.html"]) == 0
+    page = Path("sure.html").read_text()
+    assert "--calibrate cv --coverage 0.8 --folds 5 --name sure" in page and "before calibration" in page
+
+
 def test_the_command_says_what_calibrating_did(here, capsys):
     assert main(["train-head", "--data", "data", "--backbone", "pixels", "--head", "lda,gaussian-nb", "--calibrate",
                  "--runs-dir", "more"]) == 0  # fmt: skip

@@ -153,6 +153,9 @@ def command(run: Run) -> str:
     words = ["pipeline", "train-head" if kind == "head" else "finetune", *_features(config)]
     if kind == "head":
         words += ["--head", config["head"]["name"], *_settings(config["head"].get("settings", {}))]
+        if calibration := config.get("calibration"):
+            words += ["--calibrate", calibration["on"], "--coverage", str(calibration["coverage"])]
+            words += ["--folds", str(calibration["folds"])] if calibration["on"] == "cv" else []
     else:
         for name, value in config["finetune"].items():
             flag = name.replace("_", "-")
