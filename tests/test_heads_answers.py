@@ -219,7 +219,8 @@ def test_svm_rbf_is_scikit_learns(classes):
     head = make_head("svm-rbf", C=3.0, scaling="none").fit(Z[::2], y[::2])
     reference = SVC(C=3.0, break_ties=True).fit(Z[::2], y[::2])
     expected, scores = reference.decision_function(Z), head.scores(Z)
-    np.testing.assert_allclose(scores[:, 1] if classes == 2 else scores, expected, atol=1e-9)
+    # the kernel is made by matrix products, and the solver stops near the optimum
+    np.testing.assert_allclose(scores[:, 1] if classes == 2 else scores, expected, atol=1e-3)
     np.testing.assert_array_equal(head.predict(Z), reference.predict(Z))
 
 
@@ -292,6 +293,8 @@ def test_learning_rate_that_is_too_high_is_said_to_be():
     ("ridge", {"alpha": -1.0}, "must be above 0"),
     ("ridge", {"alpha": "best"}, "alpha is 'best'"),
     ("lda", {"shrinkage": 2}, "shrinkage is 2"),
+    ("svm-rbf", {"gamma": "auto"}, "gamma is 'auto'"),
+    ("svm-rbf", {"gamma_factor": 0}, "gamma_factor is 0"),
     ("knn", {"k": 0}, "k is 0"),
     ("knn", {"metric": "cosin"}, "Did you mean 'cosine'"),
     ("knn", {"votes": "none"}, "Unknown votes"),

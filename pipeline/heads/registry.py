@@ -82,7 +82,7 @@ for entry in (
     HeadEntry("linear-svm", "linear support vector machines, one against the rest", "solved:LinearSVMHead", linear=True,
               grid={"C": _log_steps(-6, 0, 25)}),
     HeadEntry("svm-rbf", "support vector machine with a Gaussian kernel", "svm_rbf:SVMRBFHead",
-              grid={"C": _log_steps(-1, 3, 9)}),
+              grid={"gamma_factor": (0.3, 1.0, 3.0), "C": (1.0, 10.0, 100.0)}),
     HeadEntry("knn", "votes of the nearest training images", "knn:KNNHead",
               grid={"k": (200, 100, 50, 20, 10, 5, 3, 1), "T": (0.2, 0.07, 0.03)}),
     HeadEntry("ridge", "least squares, penalty chosen by leaving each image out", "ridge:RidgeHead", linear=True),

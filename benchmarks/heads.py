@@ -1,0 +1,186 @@
+"""Stage two against training through the network, and the sweep against scikit-learn's own.
+
+    python benchmarks/heads.py --data FOLDER [--epochs 25] [--repeat 3] [--heads logistic,ridge,lda]
+    python benchmarks/heads.py --sweep FILE.h5 [--rows 10000]
+    python benchmarks/heads.py --start FILE.h5 [--repeat 5]
+
+`--data` (train/<class>/ and val/<class>/): the transfer-learning tutorial's frozen training (its augmentation, batches
+of 4, every image through the network in every epoch, val after each) against `extract` and `train-head` from an empty
+cache, and against each further head. Every command in a process of its own, its start included; all take turns. Of
+fewer than 25 epochs the rest is extrapolated, and the table says so.
+
+`--sweep`: 45 penalties in 5 folds by `logistic` against LogisticRegressionCV(Cs=45, cv=5) on all cores, on the
+cache's first train rows, standardised for both, and the accuracy of both on its test split (or val).
+
+`--start`: whole `train-head` commands against `python -c "import torch"`, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+TUTORIAL = """
+import json, sys, time
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+from pipeline.backbones import resolve
+
+folder, epochs = sys.argv[1], int(sys.argv[2])
+backbone = resolve()
+t = backbone.transform
+end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(t.mean, t.std)]
+views = {"train": v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), *end]),
+         "val": v2.Compose([v2.Resize(256), v2.CenterCrop(224), *end])}
+data = {split: datasets.ImageFolder(f"{folder}/{split}", views[split],
+                                    is_valid_file=lambda path: path.lower().endswith((".jpg", ".jpeg", ".png")))
+        for split in views}
+loaders = {split: DataLoader(data[split], 4, shuffle=True, num_workers=4) for split in data}
+network = backbone.network()
+for parameter in network.parameters():
+    parameter.requires_grad = False
+model = nn.Sequential(network, nn.Linear(1280, len(data["train"].classes)))
+optimizer, criterion = torch.optim.SGD(model[1].parameters(), lr=0.001, momentum=0.9), nn.CrossEntropyLoss()
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.1)
+seconds, best = [], 0.0
+for _ in range(epochs):
+    begin = time.perf_counter()
+    for split in views:
+        model.train(split == "train")
+        right = 0
+        for inputs, labels in loaders[split]:
+            optimizer.zero_grad()
+            with torch.set_grad_enabled(split == "train"):
+                outputs = model(inputs)
+                loss = criterion(outputs, labels)
+                if split == "train":
+                    loss.backward()
+                    optimizer.step()
+            right += int((outputs.argmax(1) == labels).sum())
+        if split == "train":
+            scheduler.step()
+    best = max(best, right / len(data["val"]))
+    seconds.append(time.perf_counter() - begin)
+print(json.dumps({"epochs": seconds, "accuracy": best}))
+"""
+
+
+def run(*words: str) -> tuple[float, dict]:
+    """Run a command; return its seconds, start included, and the JSON that it printed."""
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return seconds, json.loads(done.stdout or "{}")
+
+
+def against_the_tutorial(data: str, epochs: int, repeat: int, heads: list[str]) -> None:
+    """Print a table of whole commands, medians of `repeat` turns."""
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    for turn in range(repeat):
+        seconds, found = run("-c", TUTORIAL, data, str(epochs))
+        seconds += (25 - epochs) * statistics.median(found["epochs"])
+        rows.setdefault("tutorial", []).append((seconds, seconds, found["accuracy"]))
+        with tempfile.TemporaryDirectory() as folder:
+            where = ["--data", data, "--cache-dir", f"{folder}/cache", "--json"]
+            extract, _ = run("-m", "pipeline", "extract", *where)
+            for number, head in enumerate([heads[0], *heads]):
+                words = ["train-head", "--head", head, *where, "--runs-dir", f"{folder}/runs"]
+                whole, done = run("-m", "pipeline", *words)
+                metrics = done["runs"][0]
+                name = f"further head: {head}" if number else f"first time: extract, then {head}"
+                rows.setdefault(name, []).append((whole + (0 if number else extract), metrics["seconds"]["train"],
+                                                  metrics["splits"]["val"]["accuracy"]))
+        print(f"turn {turn + 1} of {repeat}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    usual = statistics.median(whole for whole, _, _ in rows["tutorial"])
+    how = "measured in full" if epochs == 25 else f"{epochs} epochs measured, the rest extrapolated"
+    print(f"tutorial's frozen training, 25 epochs ({how}): {usual:.1f} s, val accuracy {rows['tutorial'][0][2]:.4f}")
+    print("| | seconds | times faster | its fit alone, s | times faster | val accuracy |\n" + "| --- " * 6 + "|")
+    for name, found in list(rows.items())[1:]:
+        whole, fit = (statistics.median(row[column] for row in found) for column in (0, 1))
+        print(f"| {name} | {whole:.2f} | {usual / whole:.0f} | {fit:.3f} | {usual / fit:.0f} | {found[0][2]:.4f} |")
+
+
+def against_logistic_regression_cv(path: str, n: int) -> None:
+    """Print seconds and held-out accuracy of both sweeps."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.preprocessing import StandardScaler
+
+    from pipeline.heads import sweep_head
+    from pipeline.store import FeatureCache
+
+    with FeatureCache.open(path) as cache:
+        X, y = cache.split("train", view=0)
+        X_test, y_test = cache.split("test" if (cache.splits == "test").any() else "val", view=0)
+    chosen = np.random.default_rng(0).permutation(len(y))[:n]
+    X, y = X[chosen], y[chosen]
+    print(f"{len(y):,} x {X.shape[1]}, 45 penalties, 5 folds; load {os.getloadavg()[0]:.1f}")
+    begin = time.perf_counter()
+    ours = sweep_head("logistic", X, y)
+    print(f"sweep: {time.perf_counter() - begin:.1f} s, held-out accuracy "
+          f"{(ours.head.predict(X_test) == y_test).mean():.4f}, C {ours.settings['C']:.2g}", flush=True)
+    scaler = StandardScaler().fit(X)
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = LogisticRegressionCV(Cs=45, cv=5, n_jobs=-1).fit(scaler.transform(X), y)
+    right = (theirs.predict(scaler.transform(X_test)) == y_test).mean()
+    print(f"LogisticRegressionCV: {time.perf_counter() - begin:.1f} s, held-out accuracy {right:.4f}, "
+          f"C {np.ravel(theirs.C_)[0]:.2g}")
+
+
+def against_importing_torch(path: str, repeat: int, heads: list[str]) -> None:
+    """Print whole commands on cached rows beside the import, medians; CPU seconds tell more on a busy machine."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as runs:
+        commands = {"import torch": ["-c", "import torch"]} | {
+            head: ["-m", "pipeline", "train-head", "--features", path, "--head", head, "--runs-dir", runs, "--json"]
+            for head in heads}
+        for _ in range(repeat):
+            for name, words in commands.items():
+                before = os.times()
+                seconds, _ = run(*words)
+                after = os.times()
+                cpu = after.children_user + after.children_system - before.children_user - before.children_system
+                found.setdefault(name, []).append((seconds, cpu))
+    print("| | seconds | CPU seconds |\n| --- | --- | --- |")
+    for name, pairs in found.items():
+        whole, cpu = (statistics.median(pair[column] for pair in pairs) for column in (0, 1))
+        print(f"| {name} | {whole:.2f} | {cpu:.2f} |")
+
+
+def main() -> None:
+    """Read the words and run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--heads", default="logistic,ridge,lda,nearest-centroid")
+    parser.add_argument("--sweep", metavar="FILE")
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--start", metavar="FILE")
+    options = parser.parse_args()
+    if options.data:
+        folder = str(Path(options.data).absolute())
+        against_the_tutorial(folder, options.epochs, options.repeat, options.heads.split(","))
+    if options.sweep:
+        against_logistic_regression_cv(options.sweep, options.rows)
+    if options.start:
+        against_importing_torch(options.start, options.repeat, options.heads.split(","))
+
+
+if __name__ == "__main__":
+    main()
