@@ -38,14 +38,18 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        rows, columns = (max(0, (math.ceil(n / stride) - 1) * stride + kernel - n) for n in x.shape[-2:])
-        before_row, before_column = rows // 2, columns // 2
-        if rows - before_row == before_row and columns - before_column == before_column:
+        left, right, top, bottom = self.pads(*x.shape[-2:])
+        if (left, top) == (right, bottom):
             # symmetric: the convolution pads by itself, without a copy of its input
-            return F.conv2d(x, self.weight, self.bias, self.stride, (before_row, before_column), groups=self.groups)
-        x = F.pad(x, (before_column, columns - before_column, before_row, rows - before_row))
+            return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), groups=self.groups)
+        x = F.pad(x, (left, right, top, bottom))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, groups=self.groups)
+
+    def pads(self, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """Return what is added to an image of this size: left, right, top, bottom."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        tall, wide = (max(0, (math.ceil(n / stride) - 1) * stride + kernel - n) for n in (rows, columns))
+        return wide // 2, wide - wide // 2, tall // 2, tall - tall // 2
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

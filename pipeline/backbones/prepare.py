@@ -42,7 +42,7 @@ class PreparedNetwork(nn.Module):
         return self.network(images.add_(self.shift).to(self.precision)).float()
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Records which module's output goes where; modules of any library that hold no submodule are leaves."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -67,7 +67,7 @@ def fold_batchnorm(network: nn.Module) -> int:
         How many were folded: 0 too for a network whose flow cannot be traced, which is left as it was.
     """
     try:
-        graph = _Tracer().trace(network)
+        graph = Tracer().trace(network)
     except Exception:  # tracing runs the network's own code on stand-ins, which may raise anything
         return 0
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
@@ -85,7 +85,9 @@ def fold_batchnorm(network: nn.Module) -> int:
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             _fold(convolution, norm)
             rest = [part for name in ("drop", "act") if (part := getattr(norm, name, None)) is not None]
-            network.set_submodule(str(node.target), nn.Sequential(*rest) if rest else nn.Identity())
+            rest = [part for part in rest if type(part) is not nn.Identity]
+            after = rest[0] if len(rest) == 1 else nn.Sequential(*rest)
+            network.set_submodule(str(node.target), after if rest else nn.Identity())
             folded += 1
     return folded
 

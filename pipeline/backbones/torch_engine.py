@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from .memory import CPU_BATCH, FittingBatches, batch_for
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 AT_ONCE = 2  # batches on an accelerator: one computes while the next one travels
 
@@ -58,7 +57,7 @@ class TorchEngine:
             # torch's default for convolutions is 10 bits of mantissa, which is not what float32 says
             torch.backends.cudnn.allow_tf32 = False
         self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
-        self.network: nn.Module = PreparedNetwork(backbone, getattr(torch, backbone.precision)).to(self.device)
+        self.network: Any = PreparedNetwork(backbone, getattr(torch, backbone.precision)).to(self.device)
         self.notes: list[str] = []
         self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._fitting = FittingBatches(self._forward, self.notes)
@@ -68,7 +67,11 @@ class TorchEngine:
         self.batch_size = CPU_BATCH if self.on_cpu else batch_for(self, self._crop, AT_ONCE)
 
     def _prepare(self) -> None:
-        """Make `network` faster still; for engines built on this one."""
+        """Make `network` faster still."""
+        from .fuse import fuse
+
+        if self.on_cpu:
+            fuse(self.network, self._crop)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Compute features.

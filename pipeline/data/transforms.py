@@ -84,8 +84,13 @@ class Transform:
         (top, bottom), (left, right) = _span(height, self.crop[0]), _span(width, self.crop[1])
         if width * height > MOST_PIXELS:
             raise UnreadableImageError(f"too elongated to resize: {image.width} x {image.height}")
-        image = image.resize((width, height), INTERPOLATIONS[self.interpolation]).crop((left, top, right, bottom))
-        return self._padded(np.asarray(image))
+        method = INTERPOLATIONS[self.interpolation]
+        if self.fit != "squash" and image.width >= image.height and right - left < width:
+            # Pillow resizes such an image along its rows first, then along its columns: those that are cropped away
+            # need no second pass, and the pixels are the same
+            image = image.resize((width, image.height), method).crop((left, 0, right, image.height))
+            left, right, width = 0, right - left, right - left
+        return self._padded(np.asarray(image.resize((width, height), method).crop((left, top, right, bottom))))
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that an image of this size is resized to, before the crop."""
