@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -89,7 +91,8 @@ def img2vec(folder: Path, backbone: Backbone, device: str) -> Rows:
     """Lists of PIL images to `get_vec`. It downloads its own weights."""
     from img2vec_pytorch import Img2Vec
 
-    encoder = Img2Vec(cuda=device != "cpu", model=backbone.name)
+    with _untrained_instead_of_downloads(backbone):
+        encoder = Img2Vec(cuda=device != "cpu", model=backbone.name)
     paths, rows = _photos(folder), {}
     for start in range(0, len(paths), 32):
         batch = paths[start : start + 32]
@@ -104,8 +107,9 @@ def embetter(folder: Path, backbone: Backbone, device: str) -> Rows:
     from sklearn.pipeline import make_pipeline
 
     paths = _photos(folder)
-    vectors = make_pipeline(ImageLoader(), TimmEncoder(backbone.name.removeprefix("timm:"))).fit_transform(
-        [str(path) for path in paths])
+    with _untrained_instead_of_downloads(backbone):
+        encoder = TimmEncoder(backbone.name.removeprefix("timm:"))
+    vectors = make_pipeline(ImageLoader(), encoder).fit_transform([str(path) for path in paths])
     return {str(path.relative_to(folder)): vector for path, vector in zip(paths, np.asarray(vectors), strict=True)}
 
 
@@ -115,12 +119,34 @@ def thingsvision(folder: Path, backbone: Backbone, device: str) -> Rows:
     from thingsvision.utils.data import DataLoader as Batches
     from thingsvision.utils.data import ImageDataset
 
-    extractor = get_extractor(model_name=backbone.name, source="torchvision", device=device, pretrained=True)
+    with _untrained_instead_of_downloads(backbone):
+        extractor = get_extractor(model_name=backbone.name, source="torchvision", device=device, pretrained=True)
     transforms = extractor.get_transformations()
     dataset = ImageDataset(root=str(folder), out_path=str(folder), backend="pt", transforms=transforms)
     vectors = extractor.extract_features(batches=Batches(dataset=dataset, batch_size=32, backend="pt"),
                                          module_name="avgpool", flatten_acts=True)
     return {str(Path(name)): vector for name, vector in zip(dataset.images, vectors, strict=True)}
+
+
+@contextmanager
+def _untrained_instead_of_downloads(backbone: Backbone) -> Iterator[None]:
+    """With ``--weights random``, let others' packages build an untrained network too: it runs no slower."""
+    if backbone.weights.label != "random":
+        yield
+        return
+    import timm
+    import torchvision
+
+    create = timm.create_model
+
+    def tensors(*_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        return torchvision.models.get_model(backbone.name).state_dict()
+
+    def untrained(name: str, **settings: Any) -> torch.nn.Module:
+        return create(name, **{**settings, "pretrained": False})
+
+    with patch("torchvision.models._api.load_state_dict_from_url", tensors), patch("timm.create_model", untrained):
+        yield
 
 
 def _all_splits(folder: Path, dataset: Callable[[Path], Any], network: torch.nn.Module, device: str) -> Rows:
