@@ -1,9 +1,10 @@
 """Fine-tuning against the tutorial's own loop: the same network, images, batches and settings, epoch by epoch in turn.
 
-    python benchmarks/finetune.py FOLDER [--epochs 3] [--images 64] [--batch-size 4] [--workers 4] [--threads N]
+    python benchmarks/finetune.py FOLDER [--epochs 3] [--images N] [--batch-size 4] [--workers 4] [--threads N]
 
-FOLDER holds train/ and val/ with class folders. Rows are printed as they come: seconds an epoch of training, and CPU
-seconds (which other work on the machine changes least), the tutorial's loop first. The last rows are medians.
+FOLDER holds train/ and val/ with class folders. Rows are printed as they come: seconds an epoch of training, CPU
+seconds (which other work on the machine changes least), and where the time went: forward, backward with the loss, the
+optimiser, and between steps, which is mostly waiting for images. Then medians, and each loop's accuracy on val.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for both sides: spinning threads are useless on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all: spinning threads are useless on a busy machine
 
 import numpy as np
 import torch
@@ -28,15 +29,63 @@ from torchvision.transforms import v2
 from pipeline.backbones import resolve
 from pipeline.backbones.allocator import kept_memory
 from pipeline.data import Dataset, load_dataset
+from pipeline.evaluation import wilson_interval
 from pipeline.finetuning import FinetuneSettings
-from pipeline.finetuning.batches import Decoder
+from pipeline.finetuning.batches import Decoder, grouped
 from pipeline.finetuning.distributed import World
 from pipeline.finetuning.network import Classifier, choose_precision
 from pipeline.finetuning.trainer import Trainer
 
+PARTS = ("forward", "backward", "optimizer", "between")
 
-def tutorial(folder: Path, images: int, batch_size: int, workers: int, device: torch.device) -> Iterator[None]:
-    """Train as the tutorial does, an epoch for each `next`, with augmentation but without validation."""
+
+@dataclass
+class Loop:
+    """A way to train, and what its epochs took.
+
+    Attributes
+    ----------
+    model : nn.Module
+        From normalised images to scores.
+    optimizer : torch.optim.Optimizer
+    epoch : callable
+        Trains for one epoch.
+    rows : list of tuple
+        For each epoch seconds, CPU seconds, and the share of each of `PARTS`.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: Callable[[], object]
+    rows: list[tuple[float, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._spent, self._last = dict.fromkeys(PARTS, 0.0), 0.0
+        # each hook ends the part before it
+        self.model.register_forward_pre_hook(lambda *_: self._end("between"))
+        self.model.register_forward_hook(lambda *_: self._end("forward"))
+        self.optimizer.register_step_pre_hook(lambda *_: self._end("backward"))
+        self.optimizer.register_step_post_hook(lambda *_: self._end("optimizer"))
+
+    def _end(self, part: str) -> None:
+        now = time.perf_counter()
+        self._spent[part] += now - self._last
+        self._last = now
+
+    def run(self) -> tuple[float, ...]:
+        """Train for an epoch."""
+        self._spent = dict.fromkeys(PARTS, 0.0)
+        begin, cpu = time.perf_counter(), cpu_seconds()
+        self._last = begin
+        self.epoch()
+        self._end("between")
+        wall = time.perf_counter() - begin
+        self.rows.append((wall, cpu_seconds() - cpu, *(self._spent[part] / wall for part in PARTS)))
+        return self.rows[-1]
+
+
+def tutorial(folder: Path, images: int, batch_size: int, workers: int, device: torch.device) -> Loop:
+    """Train as the tutorial does, with augmentation but without validation."""
     backbone = resolve()
     transform = backbone.transform
     views = v2.Compose([v2.RandomResizedCrop(transform.crop), v2.RandomHorizontalFlip(), v2.ToImage(),
@@ -46,7 +95,8 @@ def tutorial(folder: Path, images: int, batch_size: int, workers: int, device: t
     loader = DataLoader(chosen, batch_size, shuffle=True, num_workers=workers)
     model = nn.Sequential(backbone.network(), nn.Linear(1280, len(data.classes))).to(device)
     optimizer, criterion = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9), nn.CrossEntropyLoss()
-    while True:
+
+    def epoch() -> None:
         model.train()
         for inputs, labels in loader:
             inputs, labels = inputs.to(device), labels.to(device)
@@ -57,29 +107,49 @@ def tutorial(folder: Path, images: int, batch_size: int, workers: int, device: t
             loss.backward()
             optimizer.step()
             loss.item() * inputs.size(0), torch.sum(predictions == labels.data).item()
-        yield
+
+    return Loop(model, optimizer, epoch)
 
 
-def ours(dataset: Dataset, batch_size: int, precision: str, device: torch.device) -> Iterator[None]:
-    """Train with this project's loop, an epoch for each `next`."""
+def ours(dataset: Dataset, batch_size: int, precision: str, device: torch.device) -> Loop:
+    """Train with this project's loop."""
     backbone = resolve()
-    settings = FinetuneSettings(batch_size=batch_size, precision=precision, epochs=1000, device=str(device))
+    settings = FinetuneSettings(batch_size=batch_size, precision=precision, epochs=1000, step_size=1000,
+                                device=str(device))
     model = Classifier(backbone.network(), 1280, len(dataset.classes), backbone.transform)
     model = model.to(memory_format=torch.channels_last).to(device)
-    decoder = Decoder(dataset, backbone.transform, cache_mb=settings.image_cache_mb)
+    decoder = Decoder(dataset, backbone.transform, memory=settings.image_memory)
     dtype = choose_precision(precision, device)
-    trainer = Trainer(model, dataset, decoder, settings, dtype, World(), lambda line: None)
-    with kept_memory(device.type == "cpu"):
-        while True:
+    only_train = replace(dataset, splits=np.where(dataset.splits == "train", "train", "none"))
+    trainer = Trainer(model, only_train, decoder, settings, dtype, World(), lambda line: None)
+
+    def epoch() -> None:
+        with kept_memory(device.type == "cpu"):
             trainer._run_epoch(lambda images: None)
-            yield
+
+    return Loop(model, trainer.stepper.optimizer, epoch)
+
+
+@torch.inference_mode()
+def correct(loop: Loop, dataset: Dataset, device: torch.device) -> tuple[int, int]:
+    """Return how many val images a loop's network classifies rightly, in float32, and how many there are."""
+    backbone = resolve()
+    normalise = Classifier(backbone.network(), 1280, 2, backbone.transform).to(device).normalise
+    decoder, right, seen = Decoder(dataset, backbone.transform), 0, 0
+    loop.model.eval()
+    for batch in decoder.batches(grouped(dataset.select("val"), 8)):
+        scores = loop.model(normalise(torch.from_numpy(batch.pixels).to(device)))
+        right += int((scores.argmax(1).cpu().numpy() == dataset.labels[batch.indices]).sum())
+        seen += len(batch.indices)
+    decoder.close()
+    return right, seen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=10**9, help="of train (default: all)")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--device", default="cpu")
@@ -89,25 +159,31 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dataset = load_dataset(str(options.folder), cache_dir="cache")
     train = dataset.select("train")
-    keep = train[np.linspace(0, len(train) - 1, min(options.images, len(train))).astype(int)]
-    dataset = replace(dataset, splits=np.where(np.isin(np.arange(len(dataset)), keep), "train", "none"))
+    kept = np.isin(np.arange(len(dataset)), train[np.linspace(
+        0, len(train) - 1, min(options.images, len(train))).astype(int)])
+    dataset = replace(dataset, splits=np.where((dataset.splits == "train") & ~kept, "none", dataset.splits))
     loops = {"tutorial": tutorial(options.folder, options.images, options.batch_size, options.workers, device)}
     for precision in ("float32", "bfloat16"):
         loops[f"ours, {precision}"] = ours(dataset, options.batch_size, precision, device)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
-    for epoch in range(options.epochs + 1):  # the first warms up
+    print(f"{int(kept.sum())} images an epoch, batches of {options.batch_size}, {torch.get_num_threads()} threads")
+    for epoch in range(1, options.epochs + 1):
         for name, loop in loops.items():
-            wall, cpu = time.perf_counter(), cpu_seconds()
-            next(loop)
-            row = time.perf_counter() - wall, cpu_seconds() - cpu
-            if epoch:
-                found[name].append(row)
-                print(f"epoch {epoch}  {name:15} {row[0]:8.2f} s  {row[1]:8.2f} CPU s", flush=True)
-    first = [statistics.median(column) for column in zip(*found["tutorial"], strict=True)]
-    for name, rows in found.items():
-        wall, cpu = (statistics.median(column) for column in zip(*rows, strict=True))
-        ratios = f"{first[0] / wall:5.2f}x   {first[1] / cpu:5.2f}x CPU"
-        print(f"median   {name:15} {wall:8.2f} s  {cpu:8.2f} CPU s   {ratios}")
+            print(f"epoch {epoch}  {name:15} {told(loop.run())}", flush=True)
+    # the first epoch warms up, and decodes images that later ones find in memory
+    medians = {name: [statistics.median(column) for column in zip(*loop.rows[1:] or loop.rows, strict=True)]
+               for name, loop in loops.items()}
+    first = medians["tutorial"]
+    for name, row in medians.items():
+        right, seen = correct(loops[name], dataset, device)
+        low, high = wilson_interval(right, seen)
+        print(f"median   {name:15} {told(row)}   {first[0] / row[0]:5.2f}x   {first[1] / row[1]:5.2f}x CPU   "
+              f"val {right / seen:.3f} ({low:.3f}-{high:.3f})")
+
+
+def told(row: tuple[float, ...] | list[float]) -> str:
+    """Return an epoch's figures as text."""
+    shares = "  ".join(f"{part} {share:3.0%}" for part, share in zip(PARTS, row[2:], strict=True))
+    return f"{row[0]:7.2f} s  {row[1]:7.2f} CPU s  {shares}"
 
 
 def cpu_seconds() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.finetuning import STRATEGIES, FinetuneSettings, train
 from pipeline.finetuning.batches import Decoder, epoch_order, grouped
+from pipeline.finetuning.memory import available_memory
 from pipeline.finetuning.optimisation import Targets, mix_images
 from pipeline.heads import LinearHead, make_head
 
@@ -182,7 +184,7 @@ def test_patience_ends_training_when_val_no_longer_improves(dataset, backbone):
 
 def test_same_seed_same_weights_and_number_of_workers_or_cache_changes_nothing(dataset, backbone):
     settings = FinetuneSettings(epochs=1, batch_size=6, precision="float32", mixup=0.2, cutmix=1.0, resample=True)
-    first = train(dataset, backbone, replace(settings, workers=1, image_cache_mb=0))
+    first = train(dataset, backbone, replace(settings, workers=1, image_memory=0))
     again = train(dataset, backbone, replace(settings, workers=4))
     other = train(dataset, backbone, replace(settings, seed=1))
     assert same(first.state, again.state) and (first.weight == again.weight).all()
@@ -258,6 +260,51 @@ def test_an_images_augmentation_changes_with_the_epoch_and_its_place_and_with_no
 
     assert (view(0, 0, 1) == view(0, 0, 3)).all()
     assert (view(0, 0, 1) != view(1, 0, 1)).any() and (view(0, 0, 1) != view(0, 1, 1)).any()
+
+
+@pytest.mark.parametrize("memory", [0.25, 0])
+def test_images_that_fit_into_memory_are_read_once_and_give_the_same_views(memory, tmp_path):
+    dataset = small_photos(tmp_path)
+    decoder = Decoder(dataset, SMALL, memory=memory)
+    train, val = (np.flatnonzero(dataset.splits == split) for split in ("train", "val"))
+    first = [np.concatenate([batch.pixels for batch in decoder.batches(grouped(indices, 4), augmentation, (0, 0))])
+             for indices, augmentation in ((train, "tutorial"), (val, "none"))]
+    shutil.rmtree(tmp_path / "photos")
+    again = [np.concatenate([batch.pixels for batch in decoder.batches(grouped(indices, 4), augmentation, (0, 0))])
+             for indices, augmentation in ((train, "tutorial"), (val, "none"))]
+    decoder.close()
+    if memory:
+        assert all(map(np.array_equal, first, again)) and not decoder.failures
+    else:
+        assert not sum(map(len, again)) and len(decoder.failures) == len(train) + len(val)
+
+
+def test_a_share_of_memory_is_kept_however_large_the_images(tmp_path):
+    dataset = small_photos(tmp_path)
+    train = np.flatnonzero(dataset.splits == "train")
+    decoder = Decoder(dataset, SMALL, memory=4.5 * 4 * 80 * 64 / available_memory())  # four of the photos fit
+    for _ in decoder.batches(grouped(train, 4), "tutorial"):
+        pass
+    shutil.rmtree(tmp_path / "photos")
+    left = sum(len(batch.indices) for batch in decoder.batches(grouped(train, 4), "tutorial"))
+    decoder.close()
+    assert left == 4
+
+
+def test_available_memory_is_the_least_of_the_machines_and_the_containers(tmp_path):
+    def write(place: str, text: str) -> None:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text)
+
+    assert available_memory(tmp_path) > 0
+    write("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 5000 kB\n")
+    write("sys/fs/cgroup/memory.max", "max\n")
+    write("sys/fs/cgroup/memory.current", "100\n")
+    assert available_memory(tmp_path) == 5000 * 1024
+    write("sys/fs/cgroup/memory.max", "1000\n")
+    assert available_memory(tmp_path) == 900
+    write("sys/fs/cgroup/memory.current", "2000\n")
+    assert available_memory(tmp_path) == 0
 
 
 def test_mixing_keeps_the_weight_of_the_batch_and_mixes_images_in_the_share_of_their_labels():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +17,7 @@ from PIL import Image
 from ..backbones.embedding import available_cores
 from ..data import Dataset, Transform, UnreadableImageError, decode
 from ..data.augmentation import AUGMENTATIONS
+from .memory import available_memory
 
 BYTES_A_PIXEL = 4  # Pillow keeps RGB in four
 AHEAD = 2  # batches decoded before they are asked for
@@ -44,19 +47,23 @@ class Decoder:
     transform : Transform
     workers : int
         Threads; 0 for one a core.
-    cache_mb : int
+    memory : float
+        Share of the available memory for decoded images, divided among the processes that train on this machine.
 
     Attributes
     ----------
     failures : dict of int to str
         Index and reason of every image that could not be read so far. They are left out, never replaced.
+    waited : float
+        Seconds that batches were not ready when they were asked for.
     """
 
-    def __init__(self, dataset: Dataset, transform: Transform, workers: int = 0, cache_mb: int = 0):
+    def __init__(self, dataset: Dataset, transform: Transform, workers: int = 0, memory: float = 0):
         self.dataset = dataset
         self.transform = transform
         self.failures: dict[int, str] = {}
-        self._room = cache_mb * 2**20
+        self.waited = 0.0
+        self._room = memory * available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._kept: dict[tuple[int, bool], Any] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers or available_cores(), "decode")
@@ -100,7 +107,10 @@ class Decoder:
                         break
                 if not waiting:
                     return
-                yield _collected(*waiting.popleft(), self.transform.crop)
+                begin = time.perf_counter()
+                batch = _collected(*waiting.popleft(), self.transform.crop)
+                self.waited += time.perf_counter() - begin
+                yield batch
         finally:
             for _, jobs in waiting:
                 for job in jobs:

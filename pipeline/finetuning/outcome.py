@@ -49,7 +49,8 @@ class Finetuned:
         The head.
     history : list of dict
         For each epoch `epoch`, `lr`, `train_loss`, `train_accuracy` (while training), `val_loss`, `val_accuracy`
-        (where there are val images), `seconds`, `images_per_second`. Epoch 0 is the solved probe.
+        (where there are val images), `seconds`, `images_per_second`, and `waited`: the seconds in which training
+        waited for images to be decoded. Epoch 0 is the solved probe.
     best_epoch : int
         The epoch whose weights were kept.
     selection : {'val', 'last'}

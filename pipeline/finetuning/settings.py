@@ -17,7 +17,7 @@ SELECTIONS = ("best-on-val", "last")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # what may differ between a run and its continuation: none of it decides what is learned
-FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_cache_mb", "compile", "tensorboard")
+FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_memory", "compile", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ class FinetuneSettings:
         Threads that decode and augment; 0 for one a core.
     compile : bool
         Let `torch.compile` build the network: slow to start, faster on accelerators.
-    image_cache_mb : int
-        Memory for decoded images, so that later epochs need not decode them again.
+    image_memory : float
+        Share of the memory available at the start that decoded images may take, so that later epochs need not
+        decode them again; 0 for none. What does not fit is decoded each time: the result is the same.
     checkpoint_minutes : float
         A checkpoint is written after every epoch, and within long ones this often.
     tensorboard : str
@@ -126,7 +127,7 @@ class FinetuneSettings:
     device: str = "auto"
     workers: int = 0
     compile: bool = False
-    image_cache_mb: int = 2048
+    image_memory: float = 0.25
     checkpoint_minutes: float = 5.0
     tensorboard: str = ""
 
@@ -160,6 +161,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "gamma": (0, 1),
     "label_smoothing": (0, 1),
     "ema": (0, 1),
+    "image_memory": (0, 1),
 }
 
 

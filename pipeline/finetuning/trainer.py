@@ -26,6 +26,8 @@ from .strategies import STRATEGIES
 Tensors = dict[str, torch.Tensor]
 VALIDATION_BATCH = {"cpu": 8}  # on a CPU the temporaries of larger batches cost page faults at every layer
 
+TOLD = 0.1  # share of an epoch from which waiting for images is told
+
 
 class Trainer:
     """Trains a classifier; all that it has learned so far is in `tensors()` and `record()`.
@@ -111,6 +113,7 @@ class Trainer:
 
     def _run_epoch(self, after_step: Callable[[int], object]) -> None:
         settings, factors, begin = self.settings, self._factors(self.epoch), time.perf_counter()
+        waited = self.decoder.waited
         self.model.unfreeze(factors)
         network: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
         self.stepper.network = self.world.wrap(network, self.device)
@@ -137,7 +140,8 @@ class Trainer:
             raise DataError(f"None of the training images in {self.dataset.root} can be read.")
         self.stepper.sums.zero_()
         self.epoch, self.step = self.epoch + 1, 0
-        line = {"epoch": self.epoch, "lr": rate, "train_loss": loss / weight, "train_accuracy": correct / seen}
+        line = {"epoch": self.epoch, "lr": rate, "train_loss": loss / weight, "train_accuracy": correct / seen,
+                "waited": self.decoder.waited - waited}
         self._finish_epoch(line, begin)
 
     def _clock(self, begin: float) -> float:
@@ -225,4 +229,6 @@ def epoch_line(line: dict[str, Any], epochs: int) -> str:
             parts.append(f"{split} loss {line[f'{split}_loss']:.4f} accuracy {line[f'{split}_accuracy']:.4f}")
     if line["epoch"]:
         parts.append(f"lr {line['lr']:.3g}  {line['images_per_second']:.1f} images/s")
+    if line.get("waited", 0) > TOLD * line["seconds"]:
+        parts.append(f"waited {line['waited']:.1f} s for images (see --image-memory and --workers)")
     return "  ".join([*parts, f"{line['seconds']:.1f} s"])

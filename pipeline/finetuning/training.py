@@ -93,7 +93,7 @@ def train(
         if checkpoints and not resume and checkpoints.records():
             raise RunError(f"{run_folder} holds an unfinished training. Continue it with --resume, choose another "
                            f"--name, or delete {checkpoints.folder}.")
-        decoder = Decoder(dataset, backbone.transform, settings.workers, settings.image_cache_mb)
+        decoder = Decoder(dataset, backbone.transform, settings.workers, settings.image_memory)
         try:
             model = _model(backbone, dataset, settings, device, place)
             if strategy.probe and place.main:
