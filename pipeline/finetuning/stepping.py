@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import PipelineError
 from .batches import Batch
-from .depthwise import quick_depthwise
+from .convolutions import quick_convolutions
 from .distributed import World
 from .network import Classifier, autocast
 from .optimisation import Targets, mix_images
@@ -128,7 +128,7 @@ class Stepper:
               ) -> tuple[torch.Tensor, torch.Tensor]:
         alone = last or self.world.size == 1
         with nullcontext() if alone else self.network.no_sync():  # type: ignore[operator]
-            with autocast(self.device, self.precision), quick_depthwise(self.device, self.precision):
+            with autocast(self.device, self.precision), quick_convolutions(self.device):
                 scores = self.network(images[rows])
             # gradients are averaged over the processes, hence times their number
             loss = targets.loss(scores, rows) * (self.world.size / total)
