@@ -3,8 +3,8 @@
 Measured with torch 2.15 on one core with AMX, EfficientNet-Lite0, 4 images, channels last, a step's sum:
 
 - The 1 x 1 convolutions as matrix products: forward, input's and weights' gradient 100 instead of 123 ms in float32,
-  40 instead of 57 in bfloat16. With two threads their weights' gradient in bfloat16 takes 21 ms of CPU instead of 390 on
-  a busy machine, as torch's kernel waits for the other thread by spinning.
+  40 instead of 57 in bfloat16. With two threads on a busy machine, their weights' gradient in bfloat16 takes 21 ms of
+  CPU instead of 390, as torch's kernel waits for the other thread by spinning.
 - Depthwise weights' gradients of 5 x 5 take 58 ms in float32 and 247 in bfloat16; in parts of 3 x 3, for which there
   is a quick kernel, 33 and 27.
 - The input's gradient of a strided depthwise convolution takes 60 ms in bfloat16 and 0.4 in float32: it is computed
