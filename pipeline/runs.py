@@ -216,10 +216,13 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        raise RunError(f"Cannot write the run {str(path)!r}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"Cannot write the run {str(path)!r}: {reason}.") from error
 
 
 def _take_place(fresh: Path, path: Path) -> None:

@@ -14,7 +14,7 @@ from finetuning_support import one_thread, small_backbone, small_photos  # noqa:
 
 from pipeline.finetuning import FinetuneSettings, train
 
-SETTINGS = {"epochs": 2, "batch_size": 4, "lr": 0.01, "precision": "float32", "freeze_norm": True,
+SETTINGS = {"epochs": 2, "batch_size": 4, "lr": 0.003, "precision": "float32", "freeze_norm": True,
             "class_weight": "balanced", "checkpoint_minutes": 0}
 SCRIPT = """
 import json, os, signal, sys

@@ -182,6 +182,51 @@ def test_out_of_memory_with_a_single_image_is_one_clear_line(dataset, backbone, 
         train(dataset, backbone, FinetuneSettings(batch_size=4, epochs=1))
 
 
+LIMITED = """
+import resource, signal, sys
+import torch
+torch.set_num_threads(1)
+{prepare}
+from pipeline.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def finetune_under(limit: str, folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """Run the command in a process that sets itself a limit first."""
+    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    words = ["finetune", "--data", folder / "photos", "--cache-dir", folder / "cache", "--runs-dir", folder / "runs",
+             "--name", "run", "--epochs", "1", "-j", "1", "--precision", "float32", *flags]
+    return subprocess.run([sys.executable, "-c", LIMITED.format(prepare=limit), *map(str, words)], env=place,
+                          capture_output=True, text=True)
+
+
+def test_memory_that_the_system_refuses_makes_parts_and_the_training_ends_well(tmp_path):
+    small_photos(tmp_path)
+    limit = """
+from pipeline.finetuning.network import Classifier
+def limited(self, *args, init=Classifier.__init__):
+    init(self, *args)
+    used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + 1600 * 2**20,) * 2)
+Classifier.__init__ = limited
+"""
+    done = finetune_under(limit, tmp_path, "-b", "18", "--freeze-norm", "--augmentation", "none")
+    assert done.returncode == 0, done.stderr
+    assert "out of memory: batches are now computed in" in done.stderr, done.stderr
+    assert (tmp_path / "runs" / "run" / "metrics.json").is_file()
+
+
+def test_a_disk_too_small_for_the_run_is_one_clear_line(tmp_path):
+    small_photos(tmp_path)
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (2**21,) * 2)"
+    done = finetune_under(limit, tmp_path, "-b", "6", "--strategy", "head-only")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: Cannot write the run")
+    assert "File too large" in done.stderr.splitlines()[-1]
+
+
 class FullDisk(Disk):
     """A disk that has room for so many more files."""
 

@@ -139,7 +139,11 @@ def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
         The file cannot be read, is no regular file, or is too large.
     """
     with open_regular(path, limits) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
-        content = file.read(limits.max_bytes + 1)
+        # not the limit at once: a buffer of that size would be allocated for every image
+        size = os.fstat(descriptor).st_size
+        content = file.read(min(size, limits.max_bytes) + 1)
+        if len(content) > size:
+            content += file.read(limits.max_bytes + 1 - len(content))
     if len(content) > limits.max_bytes:
         raise UnreadableImageError(f"grew past the limit of {limits.max_bytes:,} bytes while being read")
     return content

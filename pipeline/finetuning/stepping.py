@@ -19,6 +19,8 @@ from .optimisation import Targets, mix_images
 from .settings import FinetuneSettings
 
 LOOK_EVERY = 50  # steps between looks at the loss on an accelerator, where each look waits for it
+# what torch says on a CPU: its allocator, and oneDNN, whose kernels are built when they are first used
+NO_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory")
 Place = tuple[int, int]  # epoch and step, from 0
 
 
@@ -121,7 +123,7 @@ class Stepper:
                 parts = [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
                 found = [self._part(images, targets, total, rows, rows is parts[-1]) for rows in parts]
                 return torch.stack([loss for loss, _ in found]).sum(), torch.cat([scores for _, scores in found])
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
+            except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
                 self._use_more_parts(error, len(images))
 
     def _part(self, images: torch.Tensor, targets: Targets, total: torch.Tensor, rows: slice, last: bool
@@ -135,14 +137,15 @@ class Stepper:
             self.scaler.scale(loss).backward()
         return loss.detach(), scores.detach()
 
-    def _use_more_parts(self, error: RuntimeError, images: int) -> None:
+    def _use_more_parts(self, error: RuntimeError | MemoryError, images: int) -> None:
         """After running out of memory, compute batches in twice as many parts: less at once, the same step."""
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(words in str(error) for words in NO_MEMORY):
             raise error
         if self.parts >= images or self.world.size > 1:
             count = math.ceil(images / self.parts)
-            raise PipelineError(f"Out of memory on {self.device} with {count} images at once. Use a smaller network "
-                                "or --batch-size, or --precision bfloat16.") from error
+            raise PipelineError(f"Out of memory on {self.device} with {count} images at once ({error}). Use a smaller "
+                                "network or --batch-size, or --precision bfloat16.") from error
         self.parts *= 2
         if self.device.type != "cpu":
             torch.accelerator.empty_cache()
