@@ -125,6 +125,9 @@ class Stepper:
                 return torch.stack([loss for loss, _ in found]).sum(), torch.cat([scores for _, scores in found])
             except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
                 self._use_more_parts(error, len(images))
+            # only outside of `except` is what the failed attempt held free again
+            if self.device.type != "cpu":
+                torch.accelerator.empty_cache()
 
     def _part(self, images: torch.Tensor, targets: Targets, total: torch.Tensor, rows: slice, last: bool
               ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,8 +150,6 @@ class Stepper:
             raise PipelineError(f"Out of memory on {self.device} with {count} images at once ({error}). Use a smaller "
                                 "network or --batch-size, or --precision bfloat16.") from error
         self.parts *= 2
-        if self.device.type != "cpu":
-            torch.accelerator.empty_cache()
         self.log(f"out of memory: batches are now computed in {self.parts} parts of "
                  f"{math.ceil(images / self.parts)} images; gradients add up, so steps stay as they were")
 
