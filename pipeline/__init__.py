@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .backbones import Backbone, resolve
     from .classifier import ImageClassifier, Prediction
     from .data import Dataset, load_dataset
+    from .data.views import Views
     from .errors import PipelineError
     from .evaluation import evaluate
     from .experiment import audit, compare, extract, finetune, train_head, train_heads
@@ -38,6 +39,7 @@ _HOMES = {
     "PipelineError": "errors",
     "Prediction": "classifier",
     "Run": "runs",
+    "Views": "data.views",
     "audit": "experiment",
     "compare": "experiment",
     "evaluate": "evaluation",
@@ -60,6 +62,7 @@ __all__ = [
     "PipelineError",
     "Prediction",
     "Run",
+    "Views",
     "audit",
     "compare",
     "evaluate",

@@ -50,12 +50,16 @@ def calibrated(cache: FeatureCache, fitted: FittedHead, how: Calibration) -> Fit
     Raises
     ------
     CacheError
-        If there are no val images to calibrate on, where that was asked for.
+        If there are no val images to calibrate on, where that was asked for, or predictions are averaged over views.
     HeadError
         If rows are too few.
     """
     from .heads import calibrate, fit_familiarity
+    from .heads.scores import plain
 
+    if fitted.tta:
+        raise CacheError("What makes the probabilities of plain images honest does not hold for averages over views: "
+                         "leave --calibrate or --tta out.")
     begin = time.perf_counter()
     X, y = training_rows(cache)
     X_val, y_val = cache.split("val", view=0) if how.on == "val" else (None, None)
@@ -63,7 +67,7 @@ def calibrated(cache: FeatureCache, fitted: FittedHead, how: Calibration) -> Fit
         raise CacheError(f"{cache.path} has no labelled val images to calibrate on. Calibrate by cross-validation.")
     report = calibrate(fitted.head, X, y, X_val=X_val, y_val=y_val, folds=how.folds,
                        seed=fitted.settings.get("seed", 0), coverage=how.coverage)
-    fitted.head.familiarity_ = fit_familiarity(X)
+    fitted.head.familiarity_ = fit_familiarity(plain(X))
     seconds = time.perf_counter() - begin
     report |= {"folds": how.folds, "same_rows": report["selection"] == fitted.selection, "seconds": round(seconds, 3)}
     return replace(fitted, seconds=fitted.seconds + seconds, calibration=report)

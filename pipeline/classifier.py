@@ -21,8 +21,6 @@ from .runs import Run
 from .store import Spec
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .heads import Head
 
 CHUNK = 64  # images handed to a worker at once
@@ -120,7 +118,7 @@ class ImageClassifier:
 
     @cached_property
     def _embedders(self) -> list[Embedder]:
-        return [Embedder.of(part, **self._running) for part in self.backbone.parts]
+        return [Embedder.of(part.plain, **self._running) for part in self.backbone.parts]
 
     @property
     def notes(self) -> list[str]:
@@ -161,48 +159,60 @@ class ImageClassifier:
 
         save_head(self.head, folder, metadata_of(self.classes, self.backbone.spec))
 
-    def predict(self, images: Iterable[Any], progress: Progress = silent) -> list[Prediction]:
+    def predict(self, images: Iterable[Any], progress: Progress = silent, *, tta: bool = False) -> list[Prediction]:
         """Classify images.
 
         Parameters
         ----------
         images : iterable of str, Path, bytes, PIL image or ndarray
             Files, whole image files in memory, or pixels: (H, W, 3) uint8. All take the same way.
+        tta : bool
+            Average probabilities over the backbone's views of each image, the plain one included (test-time
+            augmentation), instead of looking at the plain one alone.
 
         Returns
         -------
         list of Prediction
             One an image, in order; unreadable images have a reason instead of a label.
+
+        Raises
+        ------
+        PipelineError
+            If views are to be averaged, but the backbone has the plain one alone.
         """
         images = [images] if isinstance(images, (str, Path, bytes)) else list(images)
         with progress(total=len(images), desc="predict", unit="image") as bar:
             found = []
-            for prediction in self.stream(images):
+            for prediction in self.stream(images, tta=tta):
                 found.append(prediction)
                 bar.update(1)
         return found
 
-    def stream(self, images: Iterable[Any]) -> Iterator[Prediction]:
+    def stream(self, images: Iterable[Any], *, tta: bool = False) -> Iterator[Prediction]:
         """Classify images one after the other, as `predict`, holding only a few in memory."""
+        if tta and (len(self.backbone.parts) > 1 or self.backbone.parts[0].views.count == 1):
+            raise PipelineError("There are no views to average over: the head was trained on plain images alone. "
+                                "Extract and train with --views 4, say, or leave --tta out.")
 
         def classify(job: tuple[int, list[Any]]) -> list[Prediction]:
             first, chunk = job
-            rows, failures = self._embedded(chunk)
+            rows, failures = self._embedded(chunk, tta)
             names = [name_of(image, first + index) for index, image in enumerate(chunk)]
             return list(self._predictions(names, rows, failures))
 
         for predictions in self._embedders[0].map(classify, _chunks(images)):
             yield from predictions
 
-    def _embedded(self, chunk: list[Any]) -> tuple[np.ndarray, dict[int, str]]:
+    def _embedded(self, chunk: list[Any], tta: bool) -> tuple[np.ndarray, dict[int, str]]:
         """Return the features of the images that each backbone can read, and why it cannot read the others."""
         found, failures = [], dict[int, str]()
         for part, embedder in zip(self.backbone.parts, self._embedders, strict=True):
+            seen = part if tta else part.plain
 
-            def load(index: int, decode: Any = part.decode) -> Image.Image:
+            def pixels(index: int, decode: Any = seen.pixels) -> np.ndarray:
                 return load_image(chunk[index], self.limits, decode)
 
-            rows, failed = embedder.embed(range(len(chunk)), load)
+            rows, failed = embedder.embed(range(len(chunk)), pixels, views=seen.views.count)
             found.append(([index for index in range(len(chunk)) if index not in failed], rows))
             failures = failed | failures
         kept = [[index not in failures for index in indices] for indices, _ in found]
@@ -217,12 +227,15 @@ class ImageClassifier:
                 yield replace(next(scored), path=name)
 
     def _scored(self, rows: np.ndarray) -> Iterator[Prediction]:
-        """Yield what the head says of each row, still without its path."""
+        """Yield what the head says of each row, (N, D) or (N, V, D) to average over views, still without its path."""
         from .heads import prediction_sets, probabilities
+        from .heads.scores import plain
 
         scores = probabilities(self.head, rows, len(self.classes))
-        strange = self.head.familiarity_.unlike(rows) if self.calibrated else None
-        sets = prediction_sets(scores, self.head.set_threshold_) if self.calibrated else None
+        strange = self.head.familiarity_.unlike(plain(rows)) if self.calibrated else None
+        # the sets' coverage was found on plain images: averages are other probabilities
+        known = self.calibrated and rows.ndim == 2
+        sets = prediction_sets(scores, self.head.set_threshold_) if known else None
         for index, own in enumerate(scores):
             order = np.argsort(-own, kind="stable").tolist()
             prob = float(own[order[0]])
@@ -258,9 +271,9 @@ def linear_head(weight: np.ndarray, bias: np.ndarray) -> Head:
 
 
 def load_image(
-    image: Any, limits: Limits = DEFAULT_LIMITS, decode: Callable[[bytes, Limits], Image.Image] = decode
-) -> Image.Image:
-    """Return a path's, bytes', array's or PIL image's pixels, by one set of rules.
+    image: Any, limits: Limits = DEFAULT_LIMITS, decode: Callable[[bytes, Limits], Any] = decode
+) -> Any:
+    """Return a path's, bytes', array's or PIL image's pixels, by one set of rules: what `decode` makes of its file.
 
     Raises
     ------

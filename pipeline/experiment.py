@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .certainty import Calibration, calibrated
 from .comparison import compared
 from .data import DEFAULT_DATA, Limits, load_dataset
 from .data.reader import DEFAULT_LIMITS
+from .data.views import Views
 from .errors import CacheError, DataError, PipelineError
 from .extraction import Extraction, extract_features
 from .fitting import Sweep, fit_head
@@ -40,6 +41,7 @@ def extract(
     layer: str = POOLED,
     precision: str = "float32",
     seed: int = 0,
+    views: int | Views | None = None,
     val_fraction: float | None = None,
     rehash: bool = False,
     retry_failed: bool = False,
@@ -60,6 +62,8 @@ def extract(
         A name in `pipeline.data.DATASETS`, ``torchvision:NAME``, a folder, or a CSV file.
     backbone, weights, layer, precision, seed
         See `pipeline.backbones.resolve`.
+    views : int or Views, optional
+        Of each image, the plain one and random ones: see `pipeline.data.views.Views`. By default the plain one alone.
     val_fraction, rehash, limits
         See `pipeline.data.load_dataset`.
     retry_failed, batch_size, workers, device, engine
@@ -84,7 +88,7 @@ def extract(
     >>> with pipeline.extract("photos/").open() as cache:    # doctest: +SKIP
     ...     X, y = cache.split("train")
     """
-    network = backbone_of(backbone, weights, layer, precision, seed)
+    network = with_views(backbone_of(backbone, weights, layer, precision, seed), views)
     dataset = load_dataset(
         data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
     )
@@ -108,12 +112,19 @@ def backbone_of(
     return backbone if isinstance(backbone, Backbone) else resolve(backbone, weights, layer, precision, seed)
 
 
+def with_views(backbone: Backbone, views: int | Views | None) -> Backbone:
+    """Return a backbone that is given so many views of each image; None leaves it as it is."""
+    return backbone if views is None else replace(backbone, views=views if isinstance(views, Views) else Views(views))
+
+
 def train_head(
     head: str = "logistic",
     data: str = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
+    views: int | Views | None = None,
+    tta: bool = False,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     sweep: Sweep | None = None,
@@ -135,6 +146,11 @@ def train_head(
         Which cache: as they were given to `extract`.
     features : path-like or sequence of them, optional
         A cache file, instead of those; of several, the features of the same images side by side.
+    views : int or Views, optional
+        As they were given to `extract`. The head learns from all views of the training images: heads trained by epochs
+        from one of each image an epoch, others from all at once. What chooses settings or epochs is the plain one.
+    tta : bool
+        Score by probabilities averaged over the views.
     settings : mapping, optional
         The head's own settings; see `pipeline.heads.make_head`.
     seed : int
@@ -154,16 +170,16 @@ def train_head(
     CacheError
         If there is no cache for this, or the images changed since.
     """
-    with opened(features, data, backbone, cache_dir, progress) as cache:
+    with opened(features, data, backbone, cache_dir, progress, views) as cache:
         return _train(
-            cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), name,
+            cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), tta, name,
             max_memory=max_memory, progress=progress,
         )  # fmt: skip
 
 
 def _train(
     cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
-    calibration: Calibration | None, runs_dir: Path, name: str | None = None, jobs: int = -1,
+    calibration: Calibration | None, runs_dir: Path, tta: bool, name: str | None = None, jobs: int = -1,
     max_memory: int | None = None, progress: Progress = silent,
 ) -> Run:  # fmt: skip
     if calibration and must_stream(cache, max_memory):
@@ -171,8 +187,8 @@ def _train(
                          "Leave --calibrate out, or raise --max-memory.")
     folder = runs_dir.absolute() / ".sweeps" if sweep else None  # worker processes may stand in another folder
     fitted = fit_head(
-        cache, head, settings, seed, sweep=sweep, repeats=repeats, max_memory=max_memory, folder=folder, jobs=jobs,
-        progress=progress,
+        cache, head, settings, seed, sweep=sweep, repeats=repeats, tta=tta, max_memory=max_memory, folder=folder,
+        jobs=jobs, progress=progress,
     )  # fmt: skip
     if calibration:
         fitted = calibrated(cache, fitted, calibration)
@@ -185,6 +201,8 @@ def train_heads(
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
+    views: int | Views | None = None,
+    tta: bool = False,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     sweep: Sweep | None = None,
@@ -209,18 +227,19 @@ def train_heads(
             raise PipelineError(f"None of the heads has a setting {key!r}.")
     jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
     place = Path(runs_dir)
-    with opened(features, data, backbone, cache_dir, progress) as cache:
+    with opened(features, data, backbone, cache_dir, progress, views) as cache:
         most = max_memory if max_memory is not None else int(SHARE * available_memory())
         each = most // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
-            return [_train(cache, name, own, seed, sweep, repeats, calibration, place, max_memory=most,
+            return [_train(cache, name, own, seed, sweep, repeats, calibration, place, tta, max_memory=most,
                            progress=progress)
                     for name, own in jobs]  # fmt: skip
         paths, place = [path.absolute() for path in cache.sources], place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_in_process)(paths, name, own, seed, repeats, calibration, place, each) for name, own in jobs
+            delayed(_train_in_process)(paths, name, own, seed, repeats, calibration, place, tta, each)
+            for name, own in jobs
         ):
             runs.append(run)
             bar.update(1)
@@ -229,12 +248,13 @@ def train_heads(
 
 def _train_in_process(
     paths: Sequence[Path], name: str, settings: Mapping[str, Any], seed: int, repeats: int,
-    calibration: Calibration | None, runs_dir: Path, max_memory: int,
+    calibration: Calibration | None, runs_dir: Path, tta: bool, max_memory: int,
 ) -> Run:  # fmt: skip
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), open_caches(paths) as cache:
-        return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, jobs=1, max_memory=max_memory)
+        return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, tta, jobs=1,
+                      max_memory=max_memory)
 
 
 def learning_curve(
@@ -243,6 +263,7 @@ def learning_curve(
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
+    views: int | Views | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
@@ -256,7 +277,7 @@ def learning_curve(
     ----------
     heads : sequence of str
         Names in `pipeline.heads.HEADS`.
-    data, backbone, features
+    data, backbone, features, views
         See `train_head`.
     **options
         Sizes or shots, repeats, settings, seed: see `pipeline.learning_curve.learning_curve`.
@@ -269,7 +290,7 @@ def learning_curve(
     from .learning_curve import as_values
     from .learning_curve import learning_curve as curve
 
-    with opened(features, data, backbone, cache_dir, progress) as cache:
+    with opened(features, data, backbone, cache_dir, progress, views) as cache:
         found = as_values(*curve(cache, heads, progress=progress, **options))
         for head in heads:
             own = {key: [one for one in found[key] if one["head"] == head] for key in ("points", "forecasts")}
@@ -280,14 +301,18 @@ def learning_curve(
 
 @contextmanager
 def opened(
-    features: Features | None, data: str, backbone: str | Backbone, cache_dir: str | Path, progress: Progress
-) -> Iterator[FeatureCache]:
+    features: Features | None, data: str, backbone: str | Backbone, cache_dir: str | Path, progress: Progress,
+    views: int | Views | None = None,
+) -> Iterator[FeatureCache]:  # fmt: skip
     """Open the cache that was named, or the one that belongs to a data set and a backbone."""
     if features is not None:
         cache = open_caches([features] if isinstance(features, (str, Path)) else features)
     else:
-        cache = find_cache(data, backbone_of(backbone), cache_dir=cache_dir, progress=progress)
+        network = with_views(backbone_of(backbone), views)
+        cache = find_cache(data, network, cache_dir=cache_dir, progress=progress)
     with cache:
+        if views is not None and cache.views != (asked := views.count if isinstance(views, Views) else views):
+            raise CacheError(f"{cache.path} holds {cache.views} views of each image, not {asked}.")
         if lacking := [key for key in ("dataset", "root", "backbone", "label", "description") if key not in cache.meta]:
             raise CacheError(f"{cache.path} was not made by `extract`: its 'meta' lacks {', '.join(lacking)}.")
         yield cache
@@ -338,7 +363,7 @@ def finetune(
     from .finetuning import STRATEGIES, FinetuneSettings, train
 
     settings = settings or FinetuneSettings()
-    network = backbone_of(backbone)
+    network = backbone_of(backbone).plain
     dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress)
     path = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
@@ -407,6 +432,7 @@ def audit(
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
+    views: int | Views | None = None,
     runs: Sequence[str] | None = None,
     threshold: float | None = None,
     sheets: str | Path | None = None,
@@ -419,8 +445,8 @@ def audit(
 
     Parameters
     ----------
-    data, backbone, features
-        Which cache, as for `train_head`.
+    data, backbone, features, views
+        Which cache, as for `train_head`. Of several views the plain one is looked at.
     runs : sequence of str, optional
         Names of runs to score again without the leaked images; all runs of this data set by default.
     threshold : float, optional
@@ -435,7 +461,7 @@ def audit(
     """
     from .auditing import NEAR, audit_cache, rescore, write_sheets
 
-    with opened(features, data, backbone, cache_dir, progress) as cache:
+    with opened(features, data, backbone, cache_dir, progress, views) as cache:
         found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed)
         folder = Path(sheets) if sheets else Path(runs_dir) / f"audit-{found.dataset}"
         chosen = list_runs(Path(runs_dir)) if runs is None else [Run.open(name, Path(runs_dir)) for name in runs]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .backbones import Backbone, Embedder, description
 from .data import Dataset, UnreadableImageError
@@ -34,7 +33,8 @@ class Extraction:
         The cache file.
     spec_sha256 : str
     rows, computed, reused, skipped : int
-        Images with features; forward passes made; images whose rows were there; images without features.
+        Images with features; forward passes made (one for all views of an image); images whose rows were there;
+        images without features.
     seconds : float
         From start to end, the loading of the network included.
     images_per_second : float
@@ -105,7 +105,7 @@ def extract_features(
             # the network is built only now: a run that finds every row there needs none, nor torch
             embedder = Embedder.of(backbone, device=device, engine=engine, batch_size=batch_size, workers=workers,
                                    cache_dir=cache_dir)
-            writer.require_room(embedder.engine.features * embedder.engine.dtype.itemsize)
+            writer.require_room(backbone.views.count * embedder.engine.features * embedder.engine.dtype.itemsize)
             computed, seconds = _compute(writer, plan.blocks, dataset, backbone, embedder, progress)
             remarks += embedder.engine.notes
         # what an interrupted run computed took its time too
@@ -132,7 +132,7 @@ def _compute(
     """Compute and commit blocks on all workers; return the forward passes made and the seconds they took."""
     begin, passing = time.perf_counter(), set[int]()
 
-    def load(index: int) -> Image.Image:
+    def pixels(index: int) -> np.ndarray:
         try:
             content = dataset.read(index)
         except UnreadableImageError:
@@ -142,12 +142,12 @@ def _compute(
         if hashlib.sha256(content).digest()[:DIGEST_BYTES] != dataset.digests[index].tobytes():
             raise DataError(f"{dataset.paths[index]!r} changed while it was being extracted. Run the same command "
                             "again: what is done is kept.")
-        return backbone.decode(content, dataset.limits)
+        return backbone.pixels(content, dataset.limits)
 
     with progress(total=sum(map(len, blocks)), desc="Extracting", unit="image") as bar:
 
         def compute(block: int) -> int:
-            rows, failures = embedder.embed(blocks[block], load, bar.update)
+            rows, failures = embedder.embed(blocks[block], pixels, bar.update, backbone.views.count)
             writer.commit(block, rows, failures, passing & failures.keys())
             return len(rows)
 

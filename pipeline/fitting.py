@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .budget import must_stream, require_room_for_sums
+from .comparison import Paired
 from .errors import CacheError, UnknownNameError
 from .evaluation import evaluate
 from .progress import Progress, silent
@@ -76,6 +77,10 @@ class FittedHead:
         How its probabilities were made honest, see `pipeline.certainty`; empty where they were not.
     streamed : bool
         Whether rows were read from the cache at every walk, because they do not fit into memory.
+    tta : bool
+        Whether its predictions are averaged over the views of an image.
+    views : dict
+        What training on several views gained, see `gain_of_views`; empty for one view.
     """
 
     name: str
@@ -87,14 +92,16 @@ class FittedHead:
     repeats: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     streamed: bool = False
+    tta: bool = False
+    views: dict[str, Any] = field(default_factory=dict)
 
 
 def fit_head(
     cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int = 0, *, sweep: Sweep | None = None,
-    repeats: int = 1, max_memory: int | None = None, folder: Path | None = None, jobs: int = -1,
+    repeats: int = 1, tta: bool = False, max_memory: int | None = None, folder: Path | None = None, jobs: int = -1,
     progress: Progress = silent,
 ) -> FittedHead:  # fmt: skip
-    """Train a head on a cache's train split.
+    """Train a head on a cache's train split, on all views of its images.
 
     Parameters
     ----------
@@ -108,6 +115,8 @@ def fit_head(
         Choose further settings. Without it, a head that is trained by epochs sees val, to keep the best of them.
     repeats : int
         Train with so many seeds and note the spread; the first one's head is returned.
+    tta : bool
+        Predict by the mean over the views of an image.
     max_memory : int, optional
         Bytes that training may take; by default three quarters of what is available. Rows that would take more are
         streamed from the file.
@@ -119,8 +128,12 @@ def fit_head(
     Raises
     ------
     CacheError
-        If there is nothing to train on, or to choose on, or rows would have to be streamed and cannot.
+        If there is nothing to train on, or to choose on, no views to average over, or rows would have to be streamed
+        and cannot.
     """
+    if tta and cache.views == 1:
+        raise CacheError(f"{cache.path} holds the plain view of each image alone: there is nothing to average over. "
+                         "Extract with --views 4, say, and train with the same, or leave --tta out.")
     begin = time.perf_counter()
     if must_stream(cache, max_memory):
         with progress(desc="Streaming", unit="row") as bar:
@@ -135,20 +148,25 @@ def fit_head(
     else:
         fitted, selection, candidates, found = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, progress)
         chosen |= found
-    spread = _spread(cache, [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)])
+    heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
+    spread = _spread(cache, heads, tta)
     seconds = (time.perf_counter() - begin) / max(1, repeats if sweep is None else 1)
-    return FittedHead(name, fitted, {**chosen, "seed": seed}, seconds, selection, candidates, spread)
+    gain = {}
+    if cache.views > 1:
+        gain = gain_of_views(cache, _fit(cache, name, X[:, 0], y, chosen, seed), fitted)
+    return FittedHead(name, fitted, {**chosen, "seed": seed}, seconds, selection, candidates, spread, tta=tta,
+                      views=gain)
 
 
 def training_rows(cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
-    """Return the train split's features (n, D) and labels (n,).
+    """Return the train split's features, (n, D) or (n, V, D) with views, and labels (n,).
 
     Raises
     ------
     CacheError
         If there are not two classes to tell apart.
     """
-    X, y = cache.split("train", view=0)
+    X, y = cache.split("train")
     _require_two_classes(cache, y)
     return X, y
 
@@ -183,7 +201,7 @@ def _streamed(
     heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, train, done), y, *held_out)
              for more in range(repeats)]
     selection = getattr(heads[0], "selection_", "last")
-    return FittedHead(name, heads[0], {**settings, "seed": seed}, 0.0, selection, repeats=_spread(cache, heads),
+    return FittedHead(name, heads[0], {**settings, "seed": seed}, 0.0, selection, repeats=_spread(cache, heads, False),
                       streamed=True)
 
 
@@ -222,7 +240,7 @@ def _swept(
 ) -> tuple[Head, str, list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     from .heads import sweep_head
 
-    X_val, y_val = cache.split("val", view=0) if sweep.on == "val" else (None, None)
+    X_val, y_val = cache.split("val") if sweep.on == "val" else (None, None)
     if y_val is not None and not len(y_val):
         raise CacheError(f"{cache.path} has no labelled val images to choose settings on. Choose by cross-validation.")
     result = sweep_head(
@@ -232,13 +250,49 @@ def _swept(
     return result.head, result.selection, result.rows, result.settings
 
 
-def _spread(cache: FeatureCache, heads: list[Head]) -> dict[str, Any]:
+def gain_of_views(cache: FeatureCache, plain: Head, trained: Head) -> dict[str, Any]:
+    """Compare heads trained on the plain view and on all views, on the same held-out images.
+
+    Returns
+    -------
+    dict
+        `split`, `n`, and the `accuracy` of each way: `plain` (trained on the plain view alone), `views` (trained on
+        all) and `tta` (and averaged over all); for the latter two also `difference` from the first, its
+        `difference_ci95` and `p_value` (see `pipeline.comparison.Paired`); and all of it as a `sentence`. Empty
+        without a held-out split.
+    """
+    from .heads import probabilities
+
+    for split in HELD_OUT:
+        X, y = cache.split(split)
+        if len(y):
+            break
+    else:
+        return {}
+    scored = {"plain": (plain, X[:, 0]), "views": (trained, X[:, 0]), "tta": (trained, X)}
+    right = {way: probabilities(head, rows, len(cache.classes)).argmax(axis=1) == y
+             for way, (head, rows) in scored.items()}  # fmt: skip
+    found: dict[str, Any] = {"split": split, "n": len(y), "plain": {"accuracy": float(right["plain"].mean())}}
+    for way in ("views", "tta"):
+        paired = Paired(len(y), int((right[way] & ~right["plain"]).sum()), int((right["plain"] & ~right[way]).sum()))
+        found[way] = {
+            "accuracy": float(right[way].mean()), "difference": paired.difference,
+            "difference_ci95": list(paired.interval), "p_value": paired.p_value,
+        }  # fmt: skip
+    ways = (f"{found[way]['accuracy']:.4f} {text} ({found[way]['difference']:+.4f}, 95 % interval "
+            f"{found[way]['difference_ci95'][0]:+.3f} to {found[way]['difference_ci95'][1]:+.3f})"
+            for way, text in (("views", f"trained on {cache.views} views"), ("tta", "and averaged over them")))
+    sentence = f"On the same {len(y)} {split} images: accuracy {found['plain']['accuracy']:.4f} trained on plain images"
+    return {**found, "sentence": f"{sentence}, {', '.join(ways)}."}
+
+
+def _spread(cache: FeatureCache, heads: list[Head], tta: bool) -> dict[str, Any]:
     """Return each held-out split's accuracies over several seeds."""
     found = {}
     for split in HELD_OUT if len(heads) > 1 else ():
         rows = cache.indices(split)
         if len(rows):
-            y = cache.labels[rows]
-            scores = [evaluate(y, probabilities_of(cache, head, rows))["accuracy"] for head in heads]
+            y, view = cache.labels[rows], None if tta else 0
+            scores = [evaluate(y, probabilities_of(cache, head, rows, view))["accuracy"] for head in heads]
             found[split] = {"accuracies": scores, "mean": float(np.mean(scores)), "sd": float(np.std(scores, ddof=1))}
     return found

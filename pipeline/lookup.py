@@ -5,14 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .backbones import DEFAULT, POOLED, Backbone
 from .data import Dataset, Limits, load_dataset
+from .data.views import Views
 from .errors import CacheError
 from .progress import Progress, silent
 from .store import FeatureCache, cache_path, nearest
+from .store.spec import ABSENT
 
 Sample = tuple[bytes, str | None, str]
 
@@ -84,7 +87,7 @@ def extract_command(data: str, backbone: Backbone) -> str:
     for option, (value, default) in options.items():
         words += [option, value] if value != default else []
     words += ["--fast-decode"] if backbone.fast_decode else []
-    return shlex.join(words)
+    return shlex.join([*words, *backbone.views.flags])
 
 
 def _samples(paths: Sequence[str], digests, labels, splits, classes: Sequence[str]) -> Iterator[tuple[str, Sample]]:
@@ -100,6 +103,20 @@ def _missing(cache_dir: Path, data: str, dataset: Dataset, backbone: Backbone) -
     text = f"No features of {data!r} under {backbone.name} in {str(cache_dir)!r}."
     if close := nearest(cache_dir, dataset.name, backbone.spec):
         path, differences = close
-        fields = "; ".join(f"{field} is {theirs!r} there, {ours!r} asked for" for field, theirs, ours in differences)
-        text += f" The nearest is {path.name}: {fields}."
+        if all(field.startswith("views.") for field, _, _ in differences):
+            text += f" {_other_views(differences, backbone.views)}"
+        else:
+            fields = "; ".join(f"{field} is {theirs!r} there, {ours!r} asked for"
+                               for field, theirs, ours in differences)
+            text += f" The nearest is {path.name}: {fields}."
     return f"{text} Run `{extract_command(data, backbone)}` first."
+
+
+def _other_views(differences: Sequence[tuple[str, Any, Any]], asked: Views) -> str:
+    """Tell how to ask for the features that are there, which differ from those asked for in their views alone."""
+    theirs = {field: value for field, value, _ in differences}
+    if theirs.get("views.count") == ABSENT:
+        return f"There are plain ones, but none with {asked.label}: without --views they are used."
+    places = {"count": "views.count", "augmentation": "views.augmentation.name", "seed": "views.seed"}
+    there = Views(**{name: theirs.get(field, getattr(asked, name)) for name, field in places.items()})
+    return f"There are some with {there.label} ({shlex.join(there.flags)}), none with {asked.label or 'plain images'}."

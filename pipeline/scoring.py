@@ -31,9 +31,10 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
     from .heads import save_head
 
     rows = np.flatnonzero((cache.labels >= 0) & np.isin(cache.splits, SPLITS))
-    scores = probabilities_of(cache, fitted.head, rows)
+    scores = probabilities_of(cache, fitted.head, rows, None if fitted.tta else 0)
     labels, splits, paths = cache.labels[rows], cache.splits[rows], cache.paths
-    path = runs_dir / file_safe(name or f"{cache.meta['dataset']}-{cache.meta['label']}-{fitted.name}")
+    usual = f"{cache.meta['dataset']}-{cache.meta['label']}-{fitted.name}{'-tta' if fitted.tta else ''}"
+    path = runs_dir / file_safe(name or usual)
     learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
     metrics = {
         "name": path.name,
@@ -51,6 +52,8 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "selection": fitted.selection,
         "spec_sha256": cache.spec.sha256,
         "streamed": fitted.streamed,
+        "tta": fitted.tta,
+        **({"views": fitted.views} if fitted.views else {}),
         **({"joined": list(cache.parts)} if cache.parts else {}),
         **({"notes": list(cache.notes)} if cache.notes else {}),
         **({"repeats": fitted.repeats} if fitted.repeats else {}),
@@ -74,7 +77,7 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
             config={
                 "dataset": origin,
                 "backbone": cache.meta["description"],
-                "head": {"name": fitted.name, "settings": fitted.settings},
+                "head": {"name": fitted.name, "tta": fitted.tta, "settings": fitted.settings},
                 "calibration": _asked(fitted.calibration) if fitted.calibration else None,
             },
             predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),

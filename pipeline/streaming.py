@@ -64,13 +64,14 @@ class _Found:
 
 def predict_to_file(
     classifier: ImageClassifier, run: Run, images: Sequence[Path], path: Path, *, parquet: bool = False,
-    progress: Progress = silent,
+    tta: bool = False, progress: Progress = silent,
 ) -> Streamed:  # fmt: skip
     """Classify images into a table with the columns that `columns` tells, holding only a few in memory.
 
     Rows go to a CSV file beside it, named after the run's content, that takes its place at the end; for Parquet,
     whose files cannot be appended to, it is turned into one. So what is there is complete, and the same call goes on
-    after an interruption. Images that changed meanwhile are not looked at again.
+    after an interruption. Images that changed meanwhile are not looked at again. `tta` is that of
+    `ImageClassifier.predict`.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def predict_to_file(
     if parquet:
         _pyarrow()
     header = columns(classifier.classes)
-    how = repr((header, classifier.abstain_below)).encode()
+    how = repr((header, classifier.abstain_below, tta)).encode()
     digest = hashlib.sha256((run.path / "metrics.json").read_bytes() + how).hexdigest()[:12]
     partial = path.with_name(f".{path.name}.{digest}.partial")
     try:
@@ -92,7 +93,7 @@ def predict_to_file(
         with hold(path.with_name(f".{path.name}.lock"), f"{str(path)!r}"):
             found = _taken_up(partial, header, {str(image) for image in images})
             left = [image for image in images if str(image) not in found.names]
-            _append(partial, classifier, left, found, progress)
+            _append(partial, classifier, left, found, progress, tta)
             if parquet:
                 write_parquet(path, header, islice(_whole_rows(partial), 1, None))
                 partial.unlink()
@@ -163,7 +164,7 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _append(
-    path: Path, classifier: ImageClassifier, images: Sequence[Path], found: _Found, progress: Progress
+    path: Path, classifier: ImageClassifier, images: Sequence[Path], found: _Found, progress: Progress, tta: bool
 ) -> None:
     """Classify images into rows at the end of the file, and count them as found."""
     with (
@@ -171,7 +172,7 @@ def _append(
         progress(total=len(images), desc="predict", unit="image") as bar,
     ):
         writer = csv.writer(file)
-        for number, prediction in enumerate(classifier.stream(images), 1):
+        for number, prediction in enumerate(classifier.stream(images, tta=tta), 1):
             row = as_row(prediction, classifier.classes)
             writer.writerow(row)
             found.take(row)

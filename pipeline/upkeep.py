@@ -93,12 +93,14 @@ def _recompute(
     embedder = Embedder.of(backbone, device=device, engine="torch")
     with progress(total=len(rows), desc="Recomputing", unit="image") as bar:
         found, failures = embedder.embed(
-            range(len(rows)), lambda index: backbone.decode(read_bytes(root / paths[index])), bar.update
+            range(len(rows)), lambda index: backbone.pixels(read_bytes(root / paths[index])), bar.update,
+            backbone.views.count,
         )
     kept = [index for index in range(len(rows)) if index not in failures]
     report.problems += [f"row {rows[index]} ({paths[index]!r}): {reason}" for index, reason in failures.items()]
-    cached = cache.read_rows(rows[kept], view=0).astype(np.float64)
-    deviations = np.linalg.norm(found - cached, axis=1) / np.maximum(np.linalg.norm(cached, axis=1), 1e-12)
+    cached = cache.read_rows(rows[kept]).astype(np.float64)
+    deviations = np.linalg.norm(found - cached, axis=-1) / np.maximum(np.linalg.norm(cached, axis=-1), 1e-12)
+    deviations = deviations.reshape(len(kept), -1).max(axis=1, initial=0)  # over the views of an image
     report.recomputed, report.deviation = len(kept), float(deviations.max(initial=0))
     bound = TOLERANCE[backbone.precision]
     report.problems += [

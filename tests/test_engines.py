@@ -127,7 +127,8 @@ def test_rows_do_not_depend_on_the_workers(name, workers, cache_dir):
     expected = TorchEngine(backbone, "cpu")(np.stack([backbone.transform(image) for image in images]))
     embedder = Embedder.of(backbone, device="cpu", engine=name, batch_size=2, workers=workers, cache_dir=cache_dir)
     jobs = [range(start, start + 3) for start in (0, 3)] * 3
-    found = list(embedder.map(lambda job: embedder.embed(job, images.__getitem__), jobs))
+    plain = [backbone.transform(image)[None] for image in images]
+    found = list(embedder.map(lambda job: embedder.embed(job, plain.__getitem__), jobs))
     assert not any(failures for _, failures in found)
     assert relative_error(np.concatenate([rows for rows, _ in found]), np.tile(expected, (3, 1))) < 1e-5
 
@@ -368,7 +369,7 @@ def test_several_devices_share_the_threads():
 
     engines = [Counting(backbone, "cpu") for _ in counts]
     engines[1].number, counts[:] = 1, [0, 0]
-    embedder = Embedder(Replicas(engines), backbone.transform, batch_size=1, workers=2)
+    embedder = Embedder(Replicas(engines), batch_size=1, workers=2)
     pixels = pixels_for(backbone, 4)
     both = threading.Barrier(2)
 

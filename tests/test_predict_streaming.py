@@ -59,8 +59,8 @@ class Interrupting:
         self.classifier, self.classes, self.left, self.seen = classifier, classifier.classes, after, 0
         self.abstain_below = classifier.abstain_below
 
-    def stream(self, images):
-        for prediction in self.classifier.stream(images):
+    def stream(self, images, **how):
+        for prediction in self.classifier.stream(images, **how):
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left, self.seen = self.left - 1, self.seen + 1

@@ -84,7 +84,8 @@ def _scores(
 
         rows = cache.indices(split)
         head, _ = load_head(run.path)
-        scores = probabilities(head, cache.read_rows(rows, view=0), len(cache.classes))
+        features = cache.read_rows(rows, view=None if run.metrics.get("tta") else 0)
+        scores = probabilities(head, features, len(cache.classes))
         return [cache.paths[row] for row in rows], cache.labels[rows], scores, None
     place = {name: index for index, name in enumerate(cache.classes)}
     found = [row for row in run.predictions(split) if row["label"] in place]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, Limits, decode
 from ..data.transforms import Transform
+from ..data.views import PLAIN, Views
 from ..errors import PipelineError, UnknownNameError, WeightsError
 from ..store import Spec
 from . import bundled, timm_models, torchvision_models
@@ -17,6 +18,7 @@ from .architecture import Architecture, Listing
 from .weights import Weights, load_into, read_state
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from .layers import FeatureNetwork
@@ -47,6 +49,8 @@ class Backbone:
         Of random weights.
     fast_decode : bool
         Whether large JPEG files are decoded at a fraction of their size, see `pipeline.data.decode`.
+    views : Views
+        How many views of an image it is given; by default the plain one alone.
     """
 
     architecture: Architecture
@@ -56,6 +60,7 @@ class Backbone:
     precision: str = "float32"
     seed: int = 0
     fast_decode: bool = False
+    views: Views = PLAIN
 
     @property
     def name(self) -> str:
@@ -74,7 +79,7 @@ class Backbone:
         layer = self.layer if self.layer != POOLED else ""
         precision = self.precision if self.precision != "float32" else ""
         decoding = "fast-decode" if self.fast_decode else ""
-        return " ".join(filter(None, (self.name, weights, layer, precision, decoding)))
+        return " ".join(filter(None, (self.name, weights, layer, precision, decoding, self.views.label)))
 
     @property
     def spec(self) -> Spec:
@@ -87,12 +92,28 @@ class Backbone:
                 "transform": self.transform.to_dict(),
                 "precision": self.precision,
                 "decode": {**DECODE_RULES, **({"scaled": SCALED_RULE} if self.fast_decode else {})},
+                **({"views": self.views.described(self.transform)} if self.views.count > 1 else {}),
             }
         )
+
+    @property
+    def plain(self) -> Backbone:
+        """The same with the plain view alone: what an engine runs, whatever the number of views."""
+        return replace(self, views=PLAIN)
 
     def decode(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         """Return the image in a file's content, as large as the transform needs it; see `pipeline.data.decode`."""
         return decode(content, limits, max(self.transform.resize) if self.fast_decode else None)
+
+    def pixels(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+        """Return the (V, H, W, 3) uint8 views of the image in a file's content, which is decoded once.
+
+        Raises
+        ------
+        UnreadableImageError
+            If there is no image in it.
+        """
+        return self.views(self.decode(content, limits), content, self.transform)
 
     def network(self) -> FeatureNetwork:
         """Build the network with its weights, on the CPU, in float32 and evaluation mode.
@@ -193,6 +214,7 @@ def description(backbone: Backbone) -> dict[str, Any]:
         "precision": backbone.precision,
         "fast_decode": backbone.fast_decode,
         "transform": backbone.transform.to_dict(),
+        **({"views": backbone.views.to_dict()} if backbone.views.count > 1 else {}),
         "spec": backbone.spec.fields,
     }
 
@@ -218,7 +240,7 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
     )
     weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
     return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"],
-                    fields.get("fast_decode", False))
+                    fields.get("fast_decode", False), Views(**fields.get("views", {})))
 
 
 def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
@@ -239,6 +261,7 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
     else:
         asked = {"fast_decode": False, **fields}
         found = resolve(*(asked[name] for name in ("name", "weights", "layer", "precision", "seed", "fast_decode")))
+        found = replace(found, views=Views(**fields.get("views", {})))
     if found.spec != spec:
         changed = "; ".join(f"{field}: {theirs!r} then, {ours!r} now" for field, theirs, ours in
                             found.spec.differences(spec))

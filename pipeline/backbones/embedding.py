@@ -14,16 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from ..data import Transform, UnreadableImageError
+from ..data import UnreadableImageError
 from .backbone import Backbone
 from .engine import Engine, make_engine
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -39,19 +36,14 @@ class Embedder:
     Parameters
     ----------
     engine : Engine
-    transform : Transform
-        From an image to the pixels that the engine takes.
     batch_size : int, optional
-        Images a forward pass; default 8 on a CPU, as many as fit elsewhere.
+        Views a forward pass (of plain images: images); default 8 on a CPU, as many as fit elsewhere.
     workers : int, optional
         Threads; default one a core. 0: everything in the calling thread.
     """
 
-    def __init__(
-        self, engine: Engine, transform: Transform, batch_size: int | None = None, workers: int | None = None
-    ):
+    def __init__(self, engine: Engine, batch_size: int | None = None, workers: int | None = None):
         self.engine = engine
-        self.transform = transform
         self.batch_size = batch_size or engine.batch_size
         self.workers = available_cores() if workers is None else workers
         self._stop = threading.Event()
@@ -69,28 +61,34 @@ class Embedder:
     ) -> Embedder:
         """Make a backbone ready on this machine; see `make_engine` for the parameters."""
         threads = available_cores() if workers is None else workers
-        made = make_engine(backbone, device, engine, batch_size=batch_size, workers=threads, cache_dir=cache_dir)
-        return cls(made, backbone.transform, batch_size, threads)
+        made = make_engine(
+            backbone.plain, device, engine, batch_size=batch_size, workers=threads, cache_dir=cache_dir
+        )
+        return cls(made, batch_size, threads)
 
     def embed(
         self,
         indices: Sequence[int] | np.ndarray,
-        load: Callable[[int], Image.Image],
+        pixels: Callable[[int], np.ndarray],
         done: Callable[[int], object] = lambda n: None,
+        views: int = 1,
     ) -> tuple[np.ndarray, dict[int, str]]:
         """Compute the features of some images in this thread.
 
         Parameters
         ----------
         indices : sequence of int, length N
-        load : callable
-            From an index to its RGB image; raises `UnreadableImageError` for one that has none.
+        pixels : callable
+            From an index to its (V, H, W, 3) uint8 views, see `Backbone.pixels`; raises `UnreadableImageError` for
+            one that has none.
         done : callable
             Told after each batch how many images it held.
+        views : int
+            V.
 
         Returns
         -------
-        rows : ndarray, shape (M, D)
+        rows : ndarray, shape (M, D), or (M, V, D) of several views
             In the order of `indices`, without those that failed.
         failures : dict
             From index to reason; M + len(failures) = N.
@@ -100,22 +98,28 @@ class Embedder:
         StoppedError
             If the work is being given up.
         """
-        rows, failures = [], {}
-        for start in range(0, len(indices), self.batch_size):
-            if self._stop.is_set():
-                raise StoppedError
-            batch = [int(index) for index in indices[start : start + self.batch_size]]
-            pixels = []
+        rows, failures = [np.empty((0, self.engine.features), self.engine.dtype)], {}
+        images = max(1, self.batch_size // views)
+        for start in range(0, len(indices), images):
+            batch = [int(index) for index in indices[start : start + images]]
+            found = []
             for index in batch:
+                if self._stop.is_set():
+                    raise StoppedError
                 try:
-                    pixels.append(self.transform(load(index)))
+                    found.append(pixels(index))
                 except UnreadableImageError as error:
                     failures[index] = str(error)
-            if pixels:
-                rows.append(self.engine(np.stack(pixels)))
+            if found:
+                rows += self._forward(np.concatenate(found))
             done(len(batch))
-        empty = np.empty((0, self.engine.features), self.engine.dtype)
-        return (np.concatenate(rows) if rows else empty), failures
+        every = np.concatenate(rows)
+        return (every if views == 1 else every.reshape(-1, views, every.shape[1])), failures
+
+    def _forward(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Run (n, H, W, 3) pixels through the engine, in batches."""
+        size = self.batch_size
+        return [self.engine(pixels[start : start + size]) for start in range(0, len(pixels), size)]
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Apply `function` to each job on the workers; results come in the order of the jobs.

@@ -44,6 +44,6 @@ def of_run(fields: Mapping[str, Any], folder: Path, cache_dir: Path) -> Backbone
     """
     if "joined" not in fields:
         backbone = as_described(fields, folder)
-        return backbone if is_prepared(backbone, cache_dir) else from_description(fields, folder)
+        return backbone if is_prepared(backbone.plain, cache_dir) else from_description(fields, folder)
     found = [of_run(part, folder, cache_dir) for part in fields["joined"]]
     return JoinedBackbone(tuple(part for one in found for part in one.parts))

@@ -28,10 +28,10 @@ def extract(options: argparse.Namespace) -> None:
     from ..experiment import extract
 
     done = extract(
-        options.data, backbone_of(options), val_fraction=options.val_fraction, rehash=options.rehash,
-        retry_failed=options.retry_failed, strict=options.strict, limits=_limits(options),
-        cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers, device=options.device,
-        engine=options.engine, progress=progress_bars(),
+        options.data, backbone_of(options), views=views_of(options), val_fraction=options.val_fraction,
+        rehash=options.rehash, retry_failed=options.retry_failed, strict=options.strict,
+        limits=_limits(options), cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers,
+        device=options.device, engine=options.engine, progress=progress_bars(),
     )  # fmt: skip
     print_notes(done.notes)
     if options.json:
@@ -56,9 +56,10 @@ def train_head(options: argparse.Namespace) -> None:
         return learning_curve(options)
     settings = _head_settings(options)
     common: dict[str, Any] = {
-        "features": options.features, "seed": options.seed, "settings": settings, "sweep": _sweep(options),
-        "repeats": options.repeats, "calibration": _calibration(options), "max_memory": options.max_memory,
-        "cache_dir": options.cache_dir, "runs_dir": options.runs_dir, "progress": progress_bars(),
+        "features": options.features, "views": views_of(options), "tta": options.tta, "seed": options.seed,
+        "settings": settings, "sweep": _sweep(options), "repeats": options.repeats,
+        "calibration": _calibration(options), "max_memory": options.max_memory, "cache_dir": options.cache_dir,
+        "runs_dir": options.runs_dir, "progress": progress_bars(),
     }  # fmt: skip
     names = _heads(options)
     backbone = DEFAULT if options.features else backbone_of(options)
@@ -73,6 +74,8 @@ def train_head(options: argparse.Namespace) -> None:
     print_runs(ranked([run.metrics for run in runs]), options)
     print_notes(dict.fromkeys(note for run in runs for note in run.metrics.get("notes", ())))
     for run in () if options.json else runs:
+        if run.metrics.get("views"):
+            print(f"{run.metrics['head']}: {run.metrics['views']['sentence']}")
         for split, spread in run.metrics.get("repeats", {}).items():
             print(f"{run.metrics['head']}, {split}, {len(spread['accuracies'])} seeds: accuracy {spread['mean']:.4f}, "
                   f"standard deviation {spread['sd']:.4f}")
@@ -87,6 +90,7 @@ def learning_curve(options: argparse.Namespace) -> None:
 
     found = curve(
         _heads(options), options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
+        views=views_of(options),
         sizes=getattr(options, "sizes", None), shots=options.shots, repeats=options.repeats,
         settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir, runs_dir=options.runs_dir,
         progress=progress_bars(),
@@ -151,9 +155,9 @@ def predict(options: argparse.Namespace) -> None:
         cache_dir=options.cache_dir, limits=_limits(options), abstain_below=options.abstain_below,
     )
     if table and not (options.json or options.grid):
-        stream_to_table(classifier, run, paths, table, bool(options.parquet))
+        stream_to_table(classifier, run, paths, table, bool(options.parquet), options.tta)
         return
-    found = classifier.predict(paths, progress=progress_bars())
+    found = classifier.predict(paths, progress=progress_bars(), tta=options.tta)
     print_notes(classifier.notes)
     failed = [prediction for prediction in found if prediction.label is None]
     if len(failed) == len(found):
@@ -251,6 +255,18 @@ def backbone_of(options: argparse.Namespace, precision: str | None = None) -> An
     return resolve_again(
         options.backbone, options.weights, options.layer, precision or options.precision, options.seed,
         getattr(options, "fast_decode", False), cache_dir=None if precision else options.cache_dir,
+    )
+
+
+def views_of(options: argparse.Namespace) -> Any:
+    """Return the views that the flags name, or None."""
+    from ..data.views import DEFAULT_AUGMENTATION, Views
+
+    drawn = options.augmentation not in (None, "none") or options.view_seed
+    if drawn and options.views in (None, 1):
+        raise PipelineError("--augmentation and --view-seed say how further views are drawn: give --views 2 or more.")
+    return None if options.views is None else Views(
+        options.views, options.augmentation or DEFAULT_AUGMENTATION, options.view_seed
     )
 
 

@@ -74,6 +74,7 @@ def add_head(parser: Parser) -> None:
     add_features(parser)
     add_data(parser, splitting=False)
     add_backbone(parser)
+    add_views(parser)
     settings = parser.add_argument_group("settings of the head (its own defaults apply)")
     for flag, kind in HEAD_SETTINGS.items():
         more = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": "X"}
@@ -115,6 +116,23 @@ def add_backbone(parser: Parser, precision: bool = True) -> None:
         parser.add_argument("--precision", default="float32", metavar="P", help=", ".join(PRECISIONS))
         parser.add_argument("--fast-decode", action="store_true",
                             help="decode JPEG files much larger than needed at a fraction of their size")
+
+
+def add_views(parser: Parser) -> None:
+    """How many views of each image, and how they are drawn."""
+    from ..data.augmentation import AUGMENTATIONS
+
+    parser.add_argument("--views", type=int, metavar="K",
+                        help="views of each image, the plain one and K - 1 random ones (default: the plain one alone)")
+    parser.add_argument("--augmentation", metavar="NAME",
+                        help=f"what draws them: {', '.join(AUGMENTATIONS)} (default: tutorial)")
+    parser.add_argument("--view-seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+
+
+def add_tta(parser: Parser) -> None:
+    """What predictions look at."""
+    parser.add_argument("--tta", action="store_true",
+                        help="average probabilities over all views of each image; of features with --views")
 
 
 def add_limits(parser: Parser) -> None:

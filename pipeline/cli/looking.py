@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckFailedError
-from .commands import backbone_of
-from .flags import add_backbone, add_command, add_data, add_features
+from .commands import backbone_of, views_of
+from .flags import add_backbone, add_command, add_data, add_features, add_views
 from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size
 
 
@@ -92,6 +92,7 @@ def _add_audit(verbs: Any) -> None:
     add_features(parser)
     add_data(parser, splitting=False)
     add_backbone(parser)
+    add_views(parser)
     parser.add_argument("--runs", nargs="*", metavar="RUN",
                         help="runs to score again without the leaked images (default: all of this data set)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
@@ -153,6 +154,7 @@ def audit(options: argparse.Namespace) -> None:
 
     found = audit(
         options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
+        views=views_of(options),
         runs=options.runs, threshold=options.near, sheets=options.sheets, seed=options.seed,
         cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
     )  # fmt: skip

@@ -18,6 +18,8 @@ from .flags import (
     add_run,
     add_running,
     add_sweep,
+    add_tta,
+    add_views,
     numbers,
 )
 
@@ -33,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     extract = add_command(verbs, "extract", commands.extract, "run the frozen backbone once and cache its features")
     add_data(extract)
     add_backbone(extract)
+    add_views(extract)
     add_running(extract)
     extract.add_argument("--rehash", action="store_true", help="read every file, also those that seem unchanged")
     extract.add_argument("--retry-failed", action="store_true", help="try images again that gave no features before")
@@ -42,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     head = add_command(verbs, "train-head", commands.train_head, "train a head on cached features")
     add_head(head)
     add_run(head)
+    add_tta(head)
     add_sweep(head)
 
     curve = add_command(verbs, "learning-curve", commands.learning_curve, "accuracy against training size")
@@ -78,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--grid", type=Path, metavar="FILE", help="draw the first images with their labels (PNG)")
     predict.add_argument("--abstain-below", type=float, default=0.0, metavar="P",
                          help="mark images whose likeliest label has a probability below P as not answered")
+    add_tta(predict)
     predict.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
                          help="where prepared networks are kept (default: cache)")
     add_running(predict)

@@ -28,11 +28,11 @@ def table_of(options: argparse.Namespace) -> Path | None:
     return options.parquet or options.csv
 
 
-def stream_to_table(classifier: Any, run: Any, paths: Sequence[Path], path: Path, parquet: bool) -> None:
+def stream_to_table(classifier: Any, run: Any, paths: Sequence[Path], path: Path, parquet: bool, tta: bool) -> None:
     """Stream predictions to a file, and say what came of it."""
     from ..streaming import predict_to_file
 
-    done = predict_to_file(classifier, run, paths, path, parquet=parquet, progress=progress_bars())
+    done = predict_to_file(classifier, run, paths, path, parquet=parquet, tta=tta, progress=progress_bars())
     print_notes(classifier.notes)
     _note_doubts(classifier, run, done.abstained, done.unfamiliar, done.images)
     if done.resumed:

@@ -92,8 +92,9 @@ def with_weights(backbone: Backbone, state: dict[str, torch.Tensor]) -> Backbone
 
 
 def features_of(
-    embedder: Embedder, dataset: Dataset, indices: np.ndarray, tick: Callable[[int], object] = lambda n: None
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    embedder: Embedder, backbone: Backbone, dataset: Dataset, indices: np.ndarray,
+    tick: Callable[[int], object] = lambda n: None,
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:  # fmt: skip
     """Compute features of some images on all cores.
 
     Returns
@@ -102,11 +103,11 @@ def features_of(
         Indices of the readable images, their features, and the reasons of the others by index.
     """
 
-    def load(index: int):
-        return decode(dataset.read(index), dataset.limits)
+    def pixels(index: int) -> np.ndarray:
+        return backbone.transform(decode(dataset.read(index), dataset.limits))[None]
 
     jobs = [indices[start : start + JOB] for start in range(0, len(indices), JOB)]
-    parts = list(embedder.map(lambda job: embedder.embed(job, load, tick), jobs))
+    parts = list(embedder.map(lambda job: embedder.embed(job, pixels, tick), jobs))
     failures = {index: reason for _, failed in parts for index, reason in failed.items()}
     rows = [rows for rows, _ in parts] or [np.empty((0, embedder.engine.features), np.float32)]
     return np.array([index for index in indices if int(index) not in failures], int), np.concatenate(rows), failures
@@ -128,13 +129,13 @@ def score(
     DataError
         If no image of a split could be read.
     """
-    embedder = Embedder(TorchEngine(backbone, device), backbone.transform, workers=workers or None)
+    embedder = Embedder(TorchEngine(backbone, device), workers=workers or None)
     splits = {split: found for split in SPLITS if len(found := labelled(dataset, split))}
     scores: dict[str, Scores] = {}
     failures: dict[int, str] = {}
     with progress(total=sum(map(len, splits.values())), desc="score", unit="image") as bar:
         for split, indices in splits.items():
-            readable, rows, failed = features_of(embedder, dataset, indices, bar.update)
+            readable, rows, failed = features_of(embedder, backbone, dataset, indices, bar.update)
             failures |= failed
             if not len(readable):
                 raise DataError(f"None of the {len(indices)} {split} images in {dataset.root} can be read "

@@ -27,10 +27,10 @@ def solve_probe(
     (K, D) array, (K,) array
         Weight and bias for raw features.
     """
-    embedder = Embedder(TorchEngine(backbone, device), backbone.transform, workers=workers or None)
+    embedder = Embedder(TorchEngine(backbone, device), workers=workers or None)
     indices = labelled(dataset, "train")
     with progress(total=len(indices), desc="probe", unit="image") as bar:
-        readable, rows, _ = features_of(embedder, dataset, indices, bar.update)
+        readable, rows, _ = features_of(embedder, backbone, dataset, indices, bar.update)
     labels = dataset.labels[readable]
     if len(np.unique(labels)) < 2:
         raise DataError(f"The readable training images in {dataset.root} are of one class; two are needed.")

@@ -45,6 +45,8 @@ class Head(ClassifierMixin, BaseEstimator):
         Labels of this probability or more are possible, see `calibrate`. Only of a calibrated head.
     familiarity_ : Familiarity
         What its training rows look like. Likewise.
+    views_ : int
+        V, the views of each training image; the V rows of an image are neighbours in what `_fit` is given.
     """
 
     scaling: str
@@ -58,9 +60,11 @@ class Head(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : (N, D) array or StreamedRows
+        X : (N, D) array or StreamedRows, or (N, V, D) array of V views of each image
             Features; float16 and float32 are computed in float32. Heads with `streams` take rows that do not fit
-            into memory, and learn the same from them.
+            into memory, and learn the same from them. Heads trained by epochs take one view of each image an epoch,
+            drawn anew; others take all views as rows. What is left out to measure something is left out with all of
+            its views.
         y : (N,) array
             Labels: integers or strings.
         X_val, y_val : (M, D) array or StreamedRows, (M,) array, optional
@@ -142,9 +146,13 @@ class Head(ClassifierMixin, BaseEstimator):
     def _checked_training(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         if y is None:
             raise HeadError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        self.views_ = 1
         if isinstance(X, StreamedRows):
             y, self.n_features_in_ = self._checked_streamed(X, y), X.shape[1]
         else:
+            if getattr(X, "ndim", 2) == 3 and np.shape(y) == X.shape[:1]:
+                self.views_ = X.shape[1]
+                X, y = np.reshape(X, (-1, X.shape[2])), np.repeat(y, self.views_)
             X, y = self._checked(X, y, reset=True)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)

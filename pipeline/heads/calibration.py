@@ -9,7 +9,7 @@ import numpy as np
 from ..evaluation import evaluate
 from .base import Head
 from .errors import HeadError
-from .scores import probabilities
+from .scores import plain, probabilities
 from .sweep import cross_validation_folds
 from .temperature import fit_temperature
 
@@ -84,7 +84,7 @@ def out_of_fold_probabilities(head: Head, X: np.ndarray, y: np.ndarray, n_classe
     X, y = np.asarray(X), np.asarray(y)
     result = np.empty((len(y), n_classes))
     for train, test in cross_validation_folds(y, folds, seed):
-        result[test] = probabilities(clone(head).fit(X[train], y[train]), X[test], n_classes)
+        result[test] = probabilities(clone(head).fit(X[train], y[train]), plain(X[test]), n_classes)
     return result
 
 

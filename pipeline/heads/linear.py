@@ -88,7 +88,7 @@ class LinearHead(LinearModel):
         nn.init.zeros_(network.bias)
         held_out = None if validation is None else Rows.of(self._scaled(validation[0]), validation[1], self.device)
         self.history_, self.best_epoch_ = train(
-            network, Rows.of(Z, codes, self.device), held_out, self._class_weights(codes), recipe
+            network, Rows.of(Z, codes, self.device, self.views_), held_out, self._class_weights(codes), recipe
         )
         self.selection_ = "last" if held_out is None else "val"
         self._keep(network.weight.detach().cpu().numpy(), network.bias.detach().cpu().numpy())

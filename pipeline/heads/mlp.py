@@ -73,7 +73,7 @@ batch_size, class_weight, resample, seed, device
             network = nn.Sequential(nn.Linear(Z.shape[1], self.hidden), nn.ReLU(), nn.Dropout(self.dropout),
                                     nn.Linear(self.hidden, len(self.classes_))).to(self.device)
             self.history_, self.best_epoch_ = train(
-                network, Rows.of(Z, codes, self.device), held_out, self._class_weights(codes), recipe
+                network, Rows.of(Z, codes, self.device, self.views_), held_out, self._class_weights(codes), recipe
             )
         self.selection_ = "last" if held_out is None else "val"
         first, _, _, last = network

@@ -10,22 +10,33 @@ from sklearn.model_selection import StratifiedKFold
 FOLDS = 3
 
 
-def stratified_folds(codes: np.ndarray, seed: int = 0, folds: int = FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split rows into folds in which every class trains.
+def stratified_folds(
+    codes: np.ndarray, seed: int = 0, folds: int = FOLDS, views: int = 1
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split rows into folds in which every class trains. Of images with several views, images are split.
+
+    Parameters
+    ----------
+    codes : (N,) int array
+        Classes of the rows, those of an image's views one after the other.
+    seed, folds, views : int
 
     Returns
     -------
     list of (train, test) index arrays
         Fewer folds where a class has fewer rows; none where a class has a single row.
     """
-    fewest = int(np.bincount(codes).min())
+    images = codes[::views]
+    fewest = int(np.bincount(images).min())
     if fewest < 2:
         return []
-    return list(StratifiedKFold(min(folds, fewest), shuffle=True, random_state=seed).split(codes, codes))
+    splitter, rows = StratifiedKFold(min(folds, fewest), shuffle=True, random_state=seed), np.arange(len(codes))
+    by_image = rows.reshape(-1, views)
+    return [(by_image[train].ravel(), by_image[test].ravel()) for train, test in splitter.split(images, images)]
 
 
 def out_of_fold_scores(score: Callable[[np.ndarray, np.ndarray], np.ndarray], codes: np.ndarray,
-                       seed: int = 0) -> np.ndarray | None:
+                       seed: int = 0, views: int = 1) -> np.ndarray | None:
     """Score each row by a model trained on the folds that it is not in.
 
     Parameters
@@ -36,6 +47,8 @@ def out_of_fold_scores(score: Callable[[np.ndarray, np.ndarray], np.ndarray], co
         Classes; folds are stratified by them.
     seed : int
         Of the folds.
+    views : int
+        See `stratified_folds`.
 
     Returns
     -------
@@ -43,7 +56,7 @@ def out_of_fold_scores(score: Callable[[np.ndarray, np.ndarray], np.ndarray], co
         None where a class has a single row: then no fold can train on all classes.
     """
     result = np.empty((len(codes), codes.max() + 1))
-    folds = stratified_folds(codes, seed)
+    folds = stratified_folds(codes, seed, views=views)
     for train, test in folds:
         result[test] = score(train, test)
     return result if folds else None

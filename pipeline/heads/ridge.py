@@ -12,6 +12,7 @@ from .rows import StreamedRows
 from .temperature import fit_temperature, sample_for_temperature
 from .threads import map_rows, sum_rows
 
+IMAGE_ROWS = 1024  # rows at a time of images with several views
 ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-2, 7.01, 0.5))
 
 
@@ -46,26 +47,32 @@ class RidgeHead(LinearModel):
 
     def _fit(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, validation: object) -> None:
         self.alphas_ = self._alphas()
-        weights = self._class_weights(codes)[codes]
+        # so that alpha weighs an image, however many views it has
+        weights = self._class_weights(codes)[codes] / self.views_
         problem = RidgeProblem(Z, codes, weights, len(self.classes_))
-        levers = problem.levers(self.alphas_)
-        self.loo_errors_, self.loo_accuracies_ = self._left_out_figures(problem, levers)
-        best = int(self.loo_errors_.argmin())
-        self.alpha_ = float(self.alphas_[best])
         used = sample_for_temperature(len(codes), len(self.classes_))
-        left = np.concatenate(list(problem.left_out(self.alphas_[[best]], levers[:, [best]], used)))[:, 0]
-        self.temperature_ = fit_temperature(left, codes[used])
+        used &= np.arange(len(codes)) % self.views_ == 0  # for plain images
+        if self.views_ == 1:
+            levers = problem.levers(self.alphas_)
+            best = self._chosen(problem, problem.left_out(self.alphas_, levers))
+            left = np.concatenate(list(problem.left_out(self.alphas_[[best]], levers[:, [best]], used)))
+        else:
+            best = self._chosen(problem, problem.left_out_images(self.alphas_, self.views_))
+            left = np.concatenate(list(problem.left_out_images(self.alphas_[[best]], self.views_)))[used]
+        self.alpha_ = float(self.alphas_[best])
+        self.temperature_ = fit_temperature(left[:, 0], codes[used])
         self._keep(*problem.solve(self.alpha_))
 
-    def _left_out_figures(self, problem: RidgeProblem, levers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the squared error and the accuracy of left-out rows, for each penalty."""
+    def _chosen(self, problem: RidgeProblem, pieces: Iterator[np.ndarray]) -> int:
+        """Note the squared error and the accuracy of left-out rows for each penalty; return the best one's place."""
         errors, right, start = np.zeros(len(self.alphas_)), np.zeros(len(self.alphas_)), 0
-        for left in problem.left_out(self.alphas_, levers):
+        for left in pieces:
             codes, weights = (each[start : start + len(left)] for each in (problem.codes, problem.weights))
             right += (left.argmax(axis=2) == codes[:, None]).sum(axis=0)
             errors += weights @ np.square(left - indicators(codes, problem.n_classes)[:, None]).sum(axis=2)
             start += len(left)
-        return errors / problem.weights.sum(), right / start
+        self.loo_errors_, self.loo_accuracies_ = errors / problem.weights.sum(), right / start
+        return int(self.loo_errors_.argmin())
 
     def _alphas(self) -> np.ndarray:
         if isinstance(self.alpha, str) and self.alpha != "loo":
@@ -156,6 +163,28 @@ class RidgeProblem:
             return targets - (targets - fitted) / np.maximum(1 - lever, 1e-12)
 
         yield from map_rows(piece, self.Z, self.codes, levers, np.ones(len(self.codes), bool) if used is None else used)
+
+    def left_out_images(self, alphas: np.ndarray, views: int) -> Iterator[np.ndarray]:
+        """Yield, piece by piece, the (n, A, K) predictions for each row by the models fitted on all other images.
+
+        Of `views` neighbouring rows an image; exactly, from the blocks of the hat matrix that belong to one image.
+        """
+        assert isinstance(self.Z, np.ndarray)
+        step = views * max(1, IMAGE_ROWS // views)
+        for start in range(0, len(self.codes), step):
+            part = slice(start, start + step)
+            centered, targets = self._centered(self.Z[part], self.codes[part], self.weights[part])
+            U = (self.U[part] if self.dual else centered @ self.axes).reshape(-1, views, len(self.values))
+            root = np.sqrt(self.weights[part]).reshape(-1, views, 1)
+            of_intercept = root @ root.transpose(0, 2, 1) / self.weights.sum()
+            found = []
+            for alpha in alphas:
+                shrunk = (self.values if self.dual else 1) / (self.values + alpha)
+                residual = targets.reshape(len(U), views, -1) - U @ (self.rotated * shrunk[:, None])
+                # a row that decides its own prediction alone would make this singular
+                others = (1 + 1e-12) * np.eye(views) - (U * shrunk) @ U.transpose(0, 2, 1) - of_intercept
+                found.append((np.linalg.solve(others, residual) / root).reshape(-1, self.n_classes))
+            yield indicators(self.codes[part], self.n_classes)[:, None] - np.stack(found, axis=1)
 
     def _centered(self, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         root = np.sqrt(weights)[:, None]

@@ -96,7 +96,8 @@ def probabilities(head: Scorer, X: Any, n_classes: int) -> np.ndarray:
     ----------
     head : Scorer
         Fitted on integer class ids.
-    X : (N, D) array
+    X : (N, D) array, or (N, V, D) of V views of each image
+        Probabilities are averaged over views.
     n_classes : int
         K, the number of classes of the data set.
 
@@ -104,6 +105,8 @@ def probabilities(head: Scorer, X: Any, n_classes: int) -> np.ndarray:
     -------
     (N, K) float64 array
     """
+    if X.ndim == 3:
+        return np.mean([probabilities(head, X[:, view], n_classes) for view in range(X.shape[1])], axis=0)
     ids = np.asarray(head.classes_)
     if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= n_classes:
         raise HeadError(f"The head knows the labels {ids.tolist()[:8]}, which are no class ids below {n_classes}.")
@@ -118,3 +121,8 @@ def prediction_sets(found: np.ndarray, threshold: float) -> np.ndarray:
     sets = np.asarray(found) >= threshold
     sets[np.arange(len(sets)), np.argmax(found, axis=1)] = True
     return sets
+
+
+def plain(X: np.ndarray) -> np.ndarray:
+    """Return the plain view (N, D) of (N, V, D) features; (N, D) are it themselves."""
+    return X[:, 0] if X.ndim == 3 else X

@@ -69,9 +69,9 @@ class _Work:
     """The problems behind one head: that of all rows, and those of the folds for the temperature."""
 
     def __init__(self, head: SolvedHead, Z: Any, codes: np.ndarray):
-        self.Z, self.codes = Z, codes
-        weights = head._class_weights(codes)[codes]
-        folds = stratified_folds(codes, head.seed) if head.calibrated else []
+        self.Z, self.codes, self.views = Z, codes, head.views_
+        weights = head._class_weights(codes)[codes] / head.views_  # so that C weighs an image, however many views
+        folds = stratified_folds(codes, head.seed, views=head.views_) if head.calibrated else []
         self.whole = _Solved(LinearProblem(Z, codes, weights, len(head.classes_), head.loss))
         self.parts = [
             (_Solved(LinearProblem(Z[train], codes[train], weights[train], len(head.classes_), head.loss)), test)
@@ -85,7 +85,7 @@ class _Work:
         for part, test in self.parts:
             coef, intercept, _ = part.solve(C, max_iter)
             left_out[test] = self.Z[test] @ coef.T + intercept
-        return fit_temperature(left_out, self.codes)
+        return fit_temperature(left_out[:: self.views], self.codes[:: self.views])  # for plain images
 
 
 class _Solved:

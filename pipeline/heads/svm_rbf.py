@@ -56,9 +56,13 @@ class SVMRBFHead(Head):
 
     def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: object) -> None:
         self.gamma_ = self._gamma(Z)
-        left_out = out_of_fold_scores(lambda train, test: self._left_out(Z, codes, train, test), codes, self.seed)
+        left_out = out_of_fold_scores(
+            lambda train, test: self._left_out(Z, codes, train, test), codes, self.seed, self.views_
+        )
         self._learn(Z, codes)
-        self.temperature_ = 1.0 if left_out is None else fit_temperature(left_out, codes)
+        self.temperature_ = 1.0
+        if left_out is not None:
+            self.temperature_ = fit_temperature(left_out[:: self.views_], codes[:: self.views_])  # for plain images
 
     def _left_out(self, Z: np.ndarray, codes: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         self._learn(Z[train], codes[train])

@@ -20,7 +20,7 @@ from ..progress import Progress, silent
 from .base import Head
 from .errors import HeadError, known
 from .registry import HEADS, make_head
-from .scores import probabilities
+from .scores import plain, probabilities
 from .threads import one_thread
 
 METRICS = {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": -1}  # 1: larger is better
@@ -63,10 +63,11 @@ def sweep_head(
     ----------
     name : str
         A name in `HEADS`.
-    X, y : (N, D) array, (N,) int array
-        Training rows and their class ids.
+    X, y : (N, D) or (N, V, D) array, (N,) int array
+        Training rows and their class ids. Of V views of each image all are trained on; candidates are scored on the
+        plain view of images of which they saw none.
     X_val, y_val : arrays, optional
-        Choose on these rows instead of by cross-validation; they are not trained on.
+        Choose on these rows instead of by cross-validation; they are not trained on. Of the shape of `X` but for N.
     grid : mapping from setting to values, optional
         All combinations are tried. By default the head's own grid. Simplest values first: they win ties.
     fixed : mapping, optional
@@ -245,7 +246,7 @@ def _fit_part(task: _Task, places: list[tuple[int, int]], fits: Fits,
     train, test = task.folds[places[0][1]]
     results: dict[tuple[int, int], dict[str, float]] = {}
     with one_thread():
-        X, y, held_out = task.X[train], task.y[train], task.X[test]
+        X, y, held_out = task.X[train], task.y[train], plain(task.X[test])
         started = time.perf_counter()
         heads = task.head.fit_path(X, y, [task.candidates[candidate] for candidate, _ in places])
         for place, head in zip(places, _explained(heads, task, places), strict=True):

@@ -59,19 +59,21 @@ class Recipe:
 class Rows:
     """Features (N, D) and class codes (N,) on the training device; code -1 is a class unseen in training.
 
-    Features that do not fit into memory come to the device a buffer at a time.
+    Features that do not fit into memory come to the device a buffer at a time. Of every `views` neighbouring rows,
+    which are views of one image, an epoch takes one.
     """
 
     X: torch.Tensor | StreamedRows
     codes: torch.Tensor
+    views: int = 1
 
     @classmethod
-    def of(cls, X: np.ndarray | StreamedRows, codes: np.ndarray, device: str) -> Rows:
+    def of(cls, X: np.ndarray | StreamedRows, codes: np.ndarray, device: str, views: int = 1) -> Rows:
         """Copy arrays to `device`, features as float32."""
         if isinstance(X, StreamedRows):
             return cls(X, torch.tensor(codes, device=device))
         # a copy, because arrays mapped from a file are read-only and torch has no such tensors
-        return cls(torch.tensor(X, dtype=torch.float32, device=device), torch.tensor(codes, device=device))
+        return cls(torch.tensor(X, dtype=torch.float32, device=device), torch.tensor(codes, device=device), views)
 
     def buffers(self, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield what is shuffled at a time: everything, or random parts in turn."""
@@ -232,15 +234,19 @@ def _step(network: nn.Module, X: torch.Tensor, codes: torch.Tensor, loss_of: Los
 
 
 def _batches(rows: Rows, recipe: Recipe, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    share = 1 / torch.bincount(rows.codes.cpu()).float()
+    images = rows.codes[:: rows.views]
+    share = 1 / torch.bincount(images.cpu()).float()
     for X, codes in rows.buffers(generator):
         if recipe.optimizer == "lbfgs":  # it assumes the same rows at every step
             yield X, codes
             continue
+        images = codes[:: rows.views]
         if recipe.resample:
-            order = torch.multinomial(share[codes.cpu()], len(codes), replacement=True, generator=generator)
+            order = torch.multinomial(share[images.cpu()], len(images), replacement=True, generator=generator)
         else:
-            order = torch.randperm(len(codes), generator=generator)
+            order = torch.randperm(len(images), generator=generator)
+        if rows.views > 1:
+            order = order * rows.views + torch.randint(rows.views, (len(order),), generator=generator)
         for batch in order.to(codes.device).split(recipe.batch_size):
             yield X[batch], codes[batch]
 

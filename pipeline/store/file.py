@@ -130,6 +130,11 @@ class FeatureCache:
         return self.features.shape
 
     @property
+    def views(self) -> int:
+        """V, the views of each image; view 0 is the plain one."""
+        return 1 if len(self.shape) == 2 else self.shape[1]
+
+    @property
     def dtype(self) -> np.dtype:
         """The precision on disk: float32 or float16."""
         return self.features.dtype
@@ -202,9 +207,8 @@ class FeatureCache:
 
     def read_rows(self, rows: np.ndarray | None = None, *, view: int | None = None) -> np.ndarray:
         """Return the features at these positions (any order, repeats allowed; all by default) as float32."""
-        views = 1 if len(self.shape) == 2 else self.shape[1]
-        if view is not None and not 0 <= view < views:
-            raise CacheError(f"{self.path} has no view {view}: it holds {views} of each image, numbered from 0.")
+        if view is not None and not 0 <= view < self.views:
+            raise CacheError(f"{self.path} has no view {view}: it holds {self.views} of each image, numbered from 0.")
         view = None if len(self.shape) == 2 else view
         return self.reader.read("features", rows, view).astype(np.float32, copy=False)
 
