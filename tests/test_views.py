@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import shutil
 import subprocess
@@ -322,3 +323,14 @@ def test_views_from_python(tiles, tmp_path, monkeypatch):
     for views in (0, -1, "x", True, 2.0):
         with pytest.raises(PipelineError, match="number of views"):
             pipeline.extract(str(tiles), "pixels", views=views)
+
+
+def test_the_report_tells_what_views_gained_and_how_to_make_the_run_again(tiles, project):
+    data = ("--data", tiles, "--backbone", "pixels", "--views", 3, "--augmentation", "cifar")
+    assert project.run("extract", *data)[0] == 0
+    run = project.json("train-head", *data, "--tta", "--name", "run")["runs"][0]
+    assert project.run("report", "--run", "run")[0] == 0
+    page = html.unescape(Path("runs/run/report.html").read_text())
+    assert run["views"]["sentence"] in page and "averages over the views" in page
+    command = next(line for line in page.splitlines() if "pipeline train-head" in line)
+    assert "--views 3 --augmentation cifar" in command and "--tta" in command

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.views import Views
 from ..errors import PipelineError
 from ..evaluation import reliability
 from ..runs import Run, learning_curves
@@ -57,7 +58,7 @@ def before_temperature(run: Run, cache: FeatureCache | None, split: str) -> tupl
 
     Of one that calibrates itself while it trains (such as ridge), as it would be with its bare scores; None for others.
     """
-    if cache is None or run.metrics["kind"] != "head":
+    if cache is None or run.metrics["kind"] != "head" or run.metrics.get("tta"):
         return None
     from ..heads import load_head
     from ..heads.scores import softmax
@@ -153,6 +154,7 @@ def command(run: Run) -> str:
     words = ["pipeline", "train-head" if kind == "head" else "finetune", *_features(config)]
     if kind == "head":
         words += ["--head", config["head"]["name"], *_settings(config["head"].get("settings", {}))]
+        words += ["--tta"] if config["head"].get("tta") else []
         if calibration := config.get("calibration"):
             words += ["--calibrate", calibration["on"], "--coverage", str(calibration["coverage"])]
             words += ["--folds", str(calibration["folds"])] if calibration["on"] == "cv" else []
@@ -179,7 +181,7 @@ def _features(config: Mapping[str, Any]) -> list[str]:
         words += ["--weights", "random"]
     if backbone.get("layer", "pooled") != "pooled":
         words += ["--layer", backbone["layer"]]
-    return words
+    return [*words, *Views(**backbone.get("views", {})).flags]
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
