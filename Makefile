@@ -13,13 +13,14 @@ RUN ?=
 IMAGES ?=
 ARGS ?=
 CACHES ?= no
+NAME ?=
 
 BIN := .venv/bin
 PIPELINE := $(BIN)/python -m pipeline
 DATA_FLAGS = $(if $(DATA),--data '$(DATA)') $(if $(BACKBONE),--backbone '$(BACKBONE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install extract train-head finetune compare summary report audit predict check test test-slow clean
+.PHONY: help install extract train-head finetune compare summary report audit predict recipe check test test-slow clean
 
 help:  ## print the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -58,6 +59,9 @@ audit: install  ## duplicates, leaks and wrong labels in the cached features (DA
 
 predict: install  ## classify IMAGES=file or folder with RUN=name (default: the latest run)
 	$(PIPELINE) predict $(if $(RUN),--run '$(RUN)') $(ARGS) $(IMAGES)
+
+recipe: install  ## run a published system: NAME=A2 (`.venv/bin/pipeline recipe list`; DATA=, BACKBONE=, ARGS=)
+	$(PIPELINE) recipe $(if $(NAME),run '$(NAME)' $(DATA_FLAGS) $(ARGS),list)
 
 check: .venv/installed-test  ## lint, types, layering
 	$(BIN)/ruff check .

@@ -16,7 +16,8 @@ ROOT = Path(pipeline.__file__).parent
 ROOMS = [
     "__main__", "cli", "experiment", "upkeep", "lookup", "scoring", "certainty", "learning_curve", "fitting", "budget",
     "auditing", "report", "export", "streaming", "thumbnails", "extraction", "finetuning", "classifier", "runs",
-    "heads", "backbones", "data", "store", "comparison", "evaluation", "progress", "registry", "errors", "__init__",
+    "heads", "backbones", "data", "store", "recipes", "comparison", "evaluation", "progress", "registry", "errors",
+    "__init__",
 ]  # fmt: skip
 
 

@@ -51,6 +51,8 @@ class Backbone:
         Whether large JPEG files are decoded at a fraction of their size, see `pipeline.data.decode`.
     views : Views
         How many views of an image it is given; by default the plain one alone.
+    resize : int
+        What `transform` resizes to instead of the published size; 0 where it is that.
     """
 
     architecture: Architecture
@@ -61,6 +63,7 @@ class Backbone:
     seed: int = 0
     fast_decode: bool = False
     views: Views = PLAIN
+    resize: int = 0
 
     @property
     def name(self) -> str:
@@ -79,7 +82,8 @@ class Backbone:
         layer = self.layer if self.layer != POOLED else ""
         precision = self.precision if self.precision != "float32" else ""
         decoding = "fast-decode" if self.fast_decode else ""
-        return " ".join(filter(None, (self.name, weights, layer, precision, decoding, self.views.label)))
+        resize = f"resize-{self.resize}" if self.resize else ""
+        return " ".join(filter(None, (self.name, weights, layer, precision, decoding, resize, self.views.label)))
 
     @property
     def spec(self) -> Spec:
@@ -140,6 +144,7 @@ def resolve(
     precision: str = "float32",
     seed: int = 0,
     fast_decode: bool = False,
+    resize: int = 0,
 ) -> Backbone:
     """Find a backbone by its name.
 
@@ -157,6 +162,8 @@ def resolve(
         Of random weights.
     fast_decode : bool
         Decode large JPEG files at a fraction of their size.
+    resize : int
+        Resize images to so many pixels before the crop, instead of as the weights were published with; 0 for that.
 
     Raises
     ------
@@ -167,6 +174,8 @@ def resolve(
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
+    if resize < 0:
+        raise PipelineError(f"resize is {resize}; it must be a number of pixels.")
     architecture = find_architecture(name)
     tag = str(weights) if weights is not None and str(weights) in architecture.tags else None
     if weights is None or tag:
@@ -178,7 +187,10 @@ def resolve(
     else:
         known = ", ".join((*architecture.tags, "random"))
         raise PipelineError(f"No weights {str(weights)!r} for {name}: there is no such file. Known by name: {known}.")
-    return Backbone(architecture, chosen, architecture.transform(tag), layer, precision, seed, fast_decode)
+    transform = architecture.transform(tag)
+    if resize:
+        transform = replace(transform, resize=(resize, resize))
+    return Backbone(architecture, chosen, transform, layer, precision, seed, fast_decode, resize=resize)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -213,6 +225,7 @@ def description(backbone: Backbone) -> dict[str, Any]:
         "layer": backbone.layer,
         "precision": backbone.precision,
         "fast_decode": backbone.fast_decode,
+        "resize": backbone.resize,
         "transform": backbone.transform.to_dict(),
         **({"views": backbone.views.to_dict()} if backbone.views.count > 1 else {}),
         "spec": backbone.spec.fields,
@@ -240,7 +253,7 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
     )
     weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
     return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"],
-                    fields.get("fast_decode", False), Views(**fields.get("views", {})))
+                    fields.get("fast_decode", False), Views(**fields.get("views", {})), fields.get("resize", 0))
 
 
 def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
@@ -257,10 +270,12 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
         found = Backbone(
             find_architecture(fields["name"]), weights, Transform.from_dict(fields["transform"]),
             fields["layer"], fields["precision"], fast_decode=fields.get("fast_decode", False),
+            resize=fields.get("resize", 0),
         )
     else:
-        asked = {"fast_decode": False, **fields}
-        found = resolve(*(asked[name] for name in ("name", "weights", "layer", "precision", "seed", "fast_decode")))
+        asked = {"fast_decode": False, "resize": 0, **fields}
+        found = resolve(*(asked[name] for name in (
+            "name", "weights", "layer", "precision", "seed", "fast_decode", "resize")))
         found = replace(found, views=Views(**fields.get("views", {})))
     if found.spec != spec:
         changed = "; ".join(f"{field}: {theirs!r} then, {ours!r} now" for field, theirs, ours in

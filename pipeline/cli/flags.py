@@ -36,6 +36,8 @@ class Parser(argparse.ArgumentParser):
             known = [flag for flag in options.parser._option_string_actions if flag.startswith("--")]
             hint = suggestion(left_over[0], known, most=0).split(" Known:")[0]
             raise PipelineError(f"Unknown argument {left_over[0]!r}.{hint} `{options.parser.prog} --help` lists all.")
+        if getattr(options, "limit", None) is not None:
+            options.data = f"{options.data}[:{options.limit}]"
         return options
 
 
@@ -97,6 +99,8 @@ def add_data(parser: Parser, splitting: bool = True) -> None:
     parser.add_argument("--data", default=DEFAULT_DATA, metavar="DATA",
                         help=f"a folder, a CSV file (path,label[,split]), {', '.join(DATASETS)}, or torchvision:NAME "
                              f"(default: {DEFAULT_DATA})")
+    parser.add_argument("--limit", type=int, metavar="N",
+                        help="only the first N images, of each class and split in proportion; the same as DATA[:N]")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
     if splitting:
         parser.add_argument("--val-fraction", type=float, metavar="X",
@@ -110,6 +114,8 @@ def add_backbone(parser: Parser, precision: bool = True) -> None:
     parser.add_argument("--backbone", default=DEFAULT, metavar="NAME",
                         help=f"`pipeline backbones` lists them; timm:NAME too (default: {DEFAULT})")
     parser.add_argument("--weights", metavar="FILE|TAG", help="a weights file, a published tag, or random")
+    parser.add_argument("--resize", type=int, default=0, metavar="N",
+                        help="resize images to N pixels before the crop (default: as the weights were published with)")
     parser.add_argument("--layer", default=POOLED, metavar="NAME",
                         help="where features are read: a module's name, NAME:mean to average over positions")
     if precision:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from . import commands, looking
+from . import commands, looking, recipes
 from .flags import (
     Parser,
     add_backbone,
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_command(verbs, "backbones", commands.backbones, "list the backbones")
     _add_cache_commands(verbs)
     looking.add_commands(verbs)
+    recipes.add_commands(verbs)
     return parser
 
 

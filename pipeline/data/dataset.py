@@ -14,6 +14,7 @@ from ..progress import Progress, silent
 from .builtin import DATASETS, TORCHVISION
 from .digests import digest_files, fraction, memo_file
 from .folders import list_folder
+from .limit import keep_first, without_limit
 from .reader import DEFAULT_LIMITS, Limits, read_bytes
 from .samples import SPLITS, UNDECIDED, Samples, check_classes, first_few
 from .tables import list_table
@@ -100,7 +101,8 @@ def load_dataset(
     Parameters
     ----------
     data : str
-        A name in `DATASETS`, ``torchvision:NAME``, a folder, or a CSV file.
+        A name in `DATASETS`, ``torchvision:NAME``, a folder, or a CSV file; ``[:N]`` behind it takes the first
+        N images, see `pipeline.data.limit.keep_first`.
     cache_dir : str or Path
         Keeps downloads and the memory of digests.
     val_fraction : float, optional
@@ -122,7 +124,10 @@ def load_dataset(
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise DataError(f"The share of val must be at least 0 and below 1, not {val_fraction}.")
     cache_dir = Path(cache_dir)
+    data, limit = without_limit(data)
     samples = _loader(data)(cache_dir, progress)
+    if limit is not None:
+        keep_first(samples, limit)
     digests, failures = digest_files(
         samples.root,
         samples.paths,

@@ -17,7 +17,8 @@ SELECTIONS = ("best-on-val", "last")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 # what may differ between a run and its continuation: none of it decides what is learned
-FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_memory", "compile", "tensorboard")
+FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_memory", "compile", "tensorboard",
+                  "log_every")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class FinetuneSettings:
         A checkpoint is written after every epoch, and within long ones this often.
     tensorboard : str
         Folder to write each epoch's figures to for TensorBoard; empty for none.
+    log_every : int
+        Batches between lines with the training loss and accuracy since the last one; 0 for a line an epoch only.
 
     Raises
     ------
@@ -130,6 +133,7 @@ class FinetuneSettings:
     image_memory: float = 0.25
     checkpoint_minutes: float = 5.0
     tensorboard: str = ""
+    log_every: int = 0
 
     def __post_init__(self) -> None:
         STRATEGIES[self.strategy]

@@ -120,7 +120,7 @@ class Trainer:
         labels, seed = self.dataset.labels[self.train_indices], (settings.seed, self.epoch)
         groups = grouped(epoch_order(self.train_indices, labels, seed, settings.resample), settings.batch_size)
         own = [group[self.world.rank :: self.world.size] for group in groups]
-        rate = 0.0
+        rate, told = 0.0, self.stepper.sums.clone()
         batches = self.decoder.batches(own, settings.augmentation, seed, self.step)
         for group, batch in zip(groups[self.step :], batches, strict=True):
             # with a warm-up the first step counts as done, or it would be for nothing
@@ -131,6 +131,8 @@ class Trainer:
             if self.stepper.step(batch, (self.epoch, self.step), rate) and self.average:
                 update_average(self.average, self._tensors(), settings.ema)
             self.step += 1
+            if settings.log_every and self.step % settings.log_every == 0:
+                told = self._tell_batch(len(groups), told)
             begin = self._clock(begin)
             after_step(len(group))
             begin = time.perf_counter()
@@ -143,6 +145,14 @@ class Trainer:
         line = {"epoch": self.epoch, "lr": rate, "train_loss": loss / weight, "train_accuracy": correct / seen,
                 "waited": self.decoder.waited - waited}
         self._finish_epoch(line, begin)
+
+    def _tell_batch(self, batches: int, before: torch.Tensor) -> torch.Tensor:
+        """Say how training went since the sums were `before`; return them as they are now."""
+        loss, weight, correct, seen = (self.stepper.sums - before).tolist()
+        if seen:
+            self.log(f"epoch {self.epoch + 1}  batch {self.step}/{batches}  loss {loss / weight:.4f} "
+                     f"accuracy {correct / seen:.4f}")
+        return self.stepper.sums.clone()
 
     def _clock(self, begin: float) -> float:
         now = time.perf_counter()

@@ -1,0 +1,127 @@
+"""Recipes: every published system loads, and runs one tiny epoch."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from pipeline.cli import main
+from pipeline.cli.recipes import _overrides, _plan, carry_out, in_this_process
+from pipeline.recipes import load_recipe, names
+from pipeline.runs import Run
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory) -> Path:
+    """Tiles of two photographs, a class each, in train, val and test."""
+    folder = tmp_path_factory.mktemp("recipes") / "tiles"
+    for name, photo in zip(("china", "flower"), load_sample_images().images, strict=True):
+        for split, first in (("train", 0), ("val", 4), ("test", 6)):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for number in range(first, first + (4 if split == "train" else 2)):
+                Image.fromarray(photo[200:264, 64 * number : 64 * number + 64]).save(place / f"{number}.png")
+    return folder
+
+
+def recipe_file(folder: Path, text: str) -> str:
+    (folder / "mine.toml").write_text(f'title = "mine"\nsplit = "val"\n{text}')
+    return str(folder / "mine.toml")
+
+
+def error_of(capsys, *words: str) -> str:
+    assert main(["recipe", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_says_what_was_published(name):
+    facts = load_recipe(name).facts
+    assert facts["source"]
+    assert 0 < facts.get("accuracy", 0.5) < 1
+    assert "accuracy" in facts or "figure" in facts["remarks"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_runs_one_tiny_epoch(name, tiles, capfd):
+    recipe, folder = load_recipe(name), tiles.parent
+    flags = [
+        "--data", str(tiles), "--backbone", "efficientnet_lite0", "--cache-dir", str(folder / "cache"),
+        "--runs-dir", str(folder / "runs"), "--workers", "1", "--batch-size", "4",
+    ]  # fmt: skip
+    if "finetune" in recipe.steps:
+        flags += ["--epochs", "1", "--finetune.log-every", "1"]
+    out = io.StringIO()
+    done = carry_out(recipe, _overrides(recipe, flags), in_this_process, out)
+    rows = {row["way"]: row for row in done["results"]}
+    assert rows["published"].get("accuracy") == recipe.facts.get("accuracy")
+    for way in rows.keys() - {"published"}:
+        assert rows[way]["n"] == 4
+        assert rows[way]["split"] == recipe.facts["split"]
+        assert rows[way]["seconds"] > 0
+        scores = Run.open(rows[way]["run"], folder / "runs").metrics["splits"][recipe.facts["split"]]
+        assert rows[way]["accuracy"] == scores["accuracy"]
+    assert rows["from cached features"]["selection"] != "val"
+    assert all(Image.open(path).format == "PNG" for path in done["pictures"])
+    said = capfd.readouterr().err
+    assert ("batch 1/2  loss" in said) == ("finetune" in recipe.steps)
+    assert ("multiply-adds" in out.getvalue()) == ("summary" in recipe.steps)
+
+
+def test_run_types_the_commands_that_show_prints(tiles, tmp_path):
+    words = [sys.executable, "-m", "pipeline", "recipe"]
+    asked = ["A2", "--only", "extract,train-head", "--data", str(tiles), "--backbone", "pixels", "--json"]
+    show = subprocess.run([*words, "show", *asked], check=True, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([*words, "run", *asked], check=True, capture_output=True, text=True, cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert result["commands"] == json.loads(show.stdout)["commands"]
+    assert [row["way"] for row in result["results"]] == ["published", "from cached features"]
+    assert "$ pipeline extract" in done.stderr
+    assert (tmp_path / "runs" / "recipe-A2-cached" / "metrics.json").is_file()
+
+
+def test_the_command_line_goes_before_the_recipe():
+    recipe = load_recipe("a1")
+    plan = _plan(recipe, _overrides(recipe, ["--epochs=3", "--backbone", "vgg16", "--extract.precision", "bfloat16"]))
+    finetune, extract, head = (" ".join(plan[step]) for step in ("finetune", "extract", "train-head"))
+    assert "--epochs 3" in finetune and "--epochs 25" not in finetune
+    assert "--weights" not in finetune  # they were ResNet-18's
+    assert "--precision" not in finetune and "--precision bfloat16" in extract
+    assert "--precision bfloat16" in head  # or it would look for other features
+    assert "--epochs" not in head
+
+
+@pytest.mark.parametrize(("text", "hint"), [
+    ("[finetune]\nepoch = 3", "Unknown setting in [finetune] of recipe mine 'epoch'. Did you mean 'epochs'"),
+    ("[all]\nbackbon = 'a'\n[extract]", "Unknown setting in [all] of recipe mine 'backbon'. Did you mean 'backbone'"),
+    ("[finetun]\nepochs = 3", "Unknown section of recipe mine 'finetun'. Did you mean 'finetune'"),
+    ("acuracy = 0.9\n[extract]", "Unknown entry of recipe mine 'acuracy'. Did you mean 'accuracy'"),
+    ("[finetune]\nepochs = 'three'", "Recipe mine, [finetune]: Argument --epochs: invalid int value: 'three'"),
+    ("[finetune", "is no TOML"),
+])  # fmt: skip
+def test_a_wrong_recipe_is_one_line_with_a_suggestion(text, hint, tmp_path, capsys):
+    assert hint in error_of(capsys, "show", recipe_file(tmp_path, text))
+
+
+def test_wrong_words_are_one_line_with_a_suggestion(capsys):
+    assert "Did you mean 'C1'" in error_of(capsys, "show", "C11")
+    assert "Did you mean '--epochs'" in error_of(capsys, "show", "A1", "--epoch", "3")
+    assert "Did you mean 'extract'" in error_of(capsys, "run", "A1", "--only", "extrac")
+    assert "Expected a flag, not 'fast'" in error_of(capsys, "run", "A1", "fast")
+    assert "needs --data: 500 cats and dogs" in error_of(capsys, "run", "B")
+
+
+def test_a_failing_step_ends_the_run_and_says_what_to_type(tiles, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broken = ["--only", "extract", "--data", str(tiles), "--layer", "nowhere", "--backbone", "efficientnet_lite0"]
+    assert main(["recipe", "run", "A1", *broken]) == 2
+    assert capfd.readouterr().err.endswith("error: `pipeline extract` failed, see above.\n")
