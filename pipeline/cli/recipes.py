@@ -25,7 +25,8 @@ SHOWN = 6  # images in the grids, as the tutorials show
 EVERYWHERE = ("data", "limit", "val-fraction", "backbone", "weights", "layer", "resize", "fast-decode", "seed",
               "device", "workers", "cache-dir", "runs-dir", "max-bytes", "max-pixels")  # fmt: skip
 TRAINING_FIRST = ("finetune", "train-head", "extract", "show", "summary")
-OF_FEATURES = ("data", "limit", "backbone", "weights", "layer", "resize", "precision", "fast-decode")
+OF_FEATURES = ("data", "limit", "backbone", "weights", "layer", "resize", "precision", "fast-decode",
+               "views", "augmentation", "view-seed")  # fmt: skip
 JSON_STEPS = ("finetune", "extract", "train-head")
 Settings = dict[str, list[str]]  # words by flag, without dashes
 Execute = Callable[[Sequence[str]], str]  # runs a command, returns what it printed
