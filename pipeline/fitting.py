@@ -137,8 +137,8 @@ def fit_head(
     begin = time.perf_counter()
     if must_stream(cache, max_memory):
         with progress(desc="Streaming", unit="row") as bar:
-            fitted = _streamed(cache, name, settings, seed, sweep, repeats, max_memory, bar.update)
-        return replace(fitted, seconds=(time.perf_counter() - begin) / max(1, repeats))
+            found = _streamed(cache, name, settings, seed, sweep, repeats, max_memory, bar.update)
+        return replace(found, seconds=(time.perf_counter() - begin) / max(1, repeats))
     X, y = training_rows(cache)
     candidates: list[dict[str, Any]] = []
     chosen = dict(settings)
@@ -146,8 +146,8 @@ def fit_head(
         fitted = _fit(cache, name, X, y, settings, seed)
         selection = getattr(fitted, "selection_", "last")
     else:
-        fitted, selection, candidates, found = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, progress)
-        chosen |= found
+        fitted, selection, candidates, best = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, progress)
+        chosen |= best
     heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
     spread = _spread(cache, heads, tta)
     seconds = (time.perf_counter() - begin) / max(1, repeats if sweep is None else 1)

@@ -30,6 +30,11 @@ def test_importing_the_package_imports_no_numpy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
+@pytest.mark.parametrize("name", ["logistic", "ridge", "lda", "nearest-centroid", "gaussian-nb", "knn"])
+def test_heads_solved_by_numpy_train_without_importing_scikit_learn(name):
+    assert not modules_after(FIT.format(name=name)) & {"sklearn", "torch"}
+
+
 def test_scikit_learn_heads_train_without_torch():
     names = [name for name, entry in HEADS.items() if not entry.needs_torch]
     assert len(names) >= 10

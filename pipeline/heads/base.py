@@ -7,12 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .errors import HeadError
+from .estimator import Classifier
 from .rows import StreamedRows
 from .scaling import CHUNK, Scaler, chunks, fit_scaler
 from .scores import linear_scores, softmax
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 ClassWeight = str | dict[Any, float] | None
 
 
-class Head(ClassifierMixin, BaseEstimator):
+class Head(Classifier):
     """Base of all heads: checks input, scales features, turns scores into probabilities.
 
     A head implements `_fit`, which learns from scaled features, and `_scores`, which returns a score for each
@@ -105,7 +102,7 @@ class Head(ClassifierMixin, BaseEstimator):
             What to change, for each fit.
         """
         for one in settings:
-            yield clone(self).set_params(**one).fit(X, y)
+            yield self.unfitted(**one).fit(X, y)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the (N, K) float64 class probabilities of (N, D) features; columns follow `classes_`."""
@@ -118,7 +115,7 @@ class Head(ClassifierMixin, BaseEstimator):
 
     def scores(self, X: Any) -> np.ndarray:
         """Return the (N, K) float64 scores of (N, D) features, before temperature and softmax."""
-        check_is_fitted(self)
+        self._require_fitted()
         X = self._checked(X, reset=False)
         return np.concatenate([self._raw_scores(rows) for rows in chunks(X, CHUNK)]).astype(np.float64)
 
@@ -134,15 +131,6 @@ class Head(ClassifierMixin, BaseEstimator):
     def _scaled(self, X: Any) -> Any:
         return X.map(self.scaler_) if isinstance(X, StreamedRows) else self.scaler_(X)
 
-    def _checked(self, X: Any, y: Any = None, *, reset: bool) -> Any:
-        if getattr(X, "dtype", None) == np.float16:
-            X = np.asarray(X, np.float32)
-        given = {"X": X} if y is None else {"X": X, "y": y}
-        try:
-            return validate_data(self, **given, reset=reset, dtype=[np.float64, np.float32])
-        except ValueError as error:
-            raise HeadError(f"{type(self).__name__}: {error}") from error
-
     def _checked_training(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         if y is None:
             raise HeadError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
@@ -154,7 +142,10 @@ class Head(ClassifierMixin, BaseEstimator):
                 self.views_ = X.shape[1]
                 X, y = np.reshape(X, (-1, X.shape[2])), np.repeat(y, self.views_)
             X, y = self._checked(X, y, reset=True)
-        check_classification_targets(y)
+        if y.dtype.kind not in "iuU":
+            from sklearn.utils.multiclass import check_classification_targets
+
+            check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise HeadError(f"{type(self).__name__} needs two classes or more; y holds one class: {self.classes_}.")
@@ -187,6 +178,10 @@ class Head(ClassifierMixin, BaseEstimator):
         weight: ClassWeight = getattr(self, "class_weight", None)
         if weight is not None and weight != "balanced" and not isinstance(weight, dict):
             raise HeadError(f"class_weight is {weight!r}; known: 'balanced', a dict from label to weight, or None.")
+        if weight is None:
+            return np.ones(len(self.classes_))
+        from sklearn.utils.class_weight import compute_class_weight
+
         return compute_class_weight(weight, classes=self.classes_, y=self.classes_[codes])
 
     def _code_weights(self, codes: np.ndarray) -> dict[int, float] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 FOLDS = 3
 
@@ -26,6 +25,8 @@ def stratified_folds(
     list of (train, test) index arrays
         Fewer folds where a class has fewer rows; none where a class has a single row.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     images = codes[::views]
     fewest = int(np.bincount(images).min())
     if fewest < 2:

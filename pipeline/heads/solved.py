@@ -7,9 +7,8 @@ from copy import copy
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 
-from .base import ClassWeight, LinearModel
+from .base import ClassWeight, Head, LinearModel
 from .out_of_fold import stratified_folds
 from .scaling import fit_scaler
 from .solver import CROSS_ENTROPY, SQUARED_HINGE, LinearProblem, Loss, State, chosen_C
@@ -40,13 +39,13 @@ class SolvedHead(LinearModel):
         self.max_iter = max_iter
         self.seed = seed
 
-    def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[SolvedHead]:
+    def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
         """Yield this head fitted with each of the settings in turn; see `Head.fit_path`."""
         if any(set(one) != {"C"} for one in settings):
             yield from super().fit_path(X, y, settings)
             return
         with one_thread(X):
-            head = clone(self)
+            head = self.unfitted()
             X, codes = head._checked_training(X, y)
             head.scaler_ = fit_scaler(head.scaling, X)
             work = _Work(head, head._scaled(X), codes)

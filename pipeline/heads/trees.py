@@ -30,6 +30,10 @@ class TreesHead(Head):
     threshold_ : (M,) float64 array
     """
 
+    roots_: np.ndarray
+    left_: np.ndarray
+    right_: np.ndarray
+
     def _grow(self, trees: list[dict[str, np.ndarray]]) -> None:
         """Keep trees given as dictionaries of `left`, `right`, `feature`, `threshold`, indices within the tree."""
         sizes = [len(tree["left"]) for tree in trees]
