@@ -202,6 +202,12 @@ def test_without_openvino_torch_takes_its_place(monkeypatch):
     assert told.name == "torch" and "pip install" in told.notes[0]
 
 
+def test_tf32_is_refused_where_there_is_none():
+    with pytest.raises(PipelineError, match="tf32 is arithmetic of NVIDIA's GPUs"):
+        make_engine(resolve("pixels", precision="tf32"), "cpu")
+
+
+@needs_openvino
 def test_a_precision_that_openvino_has_not_runs_with_torch():
     engine = make_engine(resolve("pixels", precision="float16"), "cpu")
     assert engine.name == "torch" and engine.dtype == np.float16

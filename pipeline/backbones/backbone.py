@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT = "efficientnet_lite0"
 POOLED = "pooled"
 NETWORK_FILE = "network.safetensors"  # in a run folder: the weights of a network trained as a whole
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 # in this order, so that a bundled name or one of timm's never waits for torchvision's import
 SOURCES: tuple[Callable[[str], Architecture | None], ...] = (bundled.find, timm_models.find, torchvision_models.find)
 

@@ -51,13 +51,17 @@ class TorchEngine:
 
         self.device = choose_device(device)
         self.on_cpu = self.device.type == "cpu"
+        if backbone.precision == "tf32" and self.device.type != "cuda":
+            raise PipelineError(f"tf32 is arithmetic of NVIDIA's GPUs; {self.device.type!r} has none. Use --precision "
+                                "float32 or bfloat16.")
         if self.on_cpu:
             keep_freed_memory()
-        elif backbone.precision == "float32":
+        elif backbone.precision in ("float32", "tf32"):
             # torch's default for convolutions is 10 bits of mantissa, which is not what float32 says
-            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = backbone.precision == "tf32"
         self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
-        self.network: Any = PreparedNetwork(backbone, getattr(torch, backbone.precision)).to(self.device)
+        kind = torch.float32 if backbone.precision == "tf32" else getattr(torch, backbone.precision)
+        self.network: Any = PreparedNetwork(backbone, kind).to(self.device)
         self.notes: list[str] = []
         self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._fitting = FittingBatches(self._forward, self.notes)
