@@ -68,8 +68,8 @@ class ImageClassifier:
     Parameters
     ----------
     backbone : Backbone or JoinedBackbone
-    head : Scorer
-        A fitted head; knows class ids 0..K-1.
+    head : scikit-learn classifier
+        Knows class ids 0..K-1.
     classes : sequence of str, length K
     device, engine, batch_size, workers, cache_dir
         See `make_engine` and `Embedder`.
@@ -141,10 +141,10 @@ class ImageClassifier:
         WeightsError
             If the backbone's weights are gone, or are not those that the head was trained on.
         """
-        from .heads import load_scorer
+        from .heads import load_head
 
         opened = run if isinstance(run, Run) else Run.open(run, runs_dir)
-        head, metadata = load_scorer(opened.path)
+        head, metadata = load_head(opened.path)
         backbone = of_run(opened.config()["backbone"], opened.path, Path(running.get("cache_dir", "cache")))
         if metadata.get("spec_sha256") != backbone.spec.sha256:
             fields = Spec(metadata["spec"]).differences(backbone.spec) if "spec" in metadata else []

@@ -153,7 +153,7 @@ def test_an_interrupted_file_counts_the_doubts_of_all_its_rows_and_another_thres
     class Stopping:
         classes, abstain_below = run.metrics["classes"], 0.8
 
-        def stream(self, images):
+        def stream(self, images, tta=False):
             yield from list(classifier(0.8).stream(images))[:40]
             raise KeyboardInterrupt
 
@@ -167,8 +167,8 @@ def test_an_interrupted_file_counts_the_doubts_of_all_its_rows_and_another_thres
 
 def test_a_calibrated_linear_head_tells_its_doubts_without_scikit_learn(here):
     train(here, "linear", Calibration(), head="logistic")
-    code = ("import sys, numpy as np; from pipeline.heads import load_scorer, prediction_sets; "
-            "head, _ = load_scorer('runs/linear'); X = np.zeros((1, head.n_features_in_), np.float32); "
+    code = ("import sys, numpy as np; from pipeline.heads import load_head, prediction_sets; "
+            "head, _ = load_head('runs/linear'); X = np.zeros((1, head.n_features_in_), np.float32); "
             "assert head.familiarity_.unlike(X).shape == (1,); "
             "assert prediction_sets(head.predict_proba(X), head.set_threshold_).any(); "
             "loaded = {'sklearn', 'scipy', 'torch'} & set(sys.modules); assert not loaded, loaded")  # fmt: skip

@@ -464,5 +464,5 @@ def test_few_shot_figures_and_the_learning_curve(tiles, warm):
     assert {each["head"] for each in found["forecasts"]} == {"ridge", "knn"}
     code, out, _ = warm.run("train-head", "--data", tiles, "--head", "ridge", "--shots", "1,2,4", "--repeats", 2)
     assert code == 0 and "with twice the labels expect" in out
-    assert not Path("runs").exists()
+    assert [path.name for path in Path("runs").iterdir()] == ["learning-curves"]
     assert "invalid" in warm.error("learning-curve", "--data", tiles, "--shots", "a,b")

@@ -16,9 +16,8 @@ import pytest
 from safetensors.numpy import load, save
 
 from pipeline.errors import RunError
-from pipeline.heads import HEADS, HeadError, load_head, load_scorer, make_head, save_head
+from pipeline.heads import HEADS, load_head, make_head, save_head
 from pipeline.heads.saving import ARRAYS_FILE, JSON_FILE
-from pipeline.heads.scaling import SCALINGS
 
 
 def save_small(folder, name, **settings):
@@ -213,34 +212,14 @@ def test_trees_on_which_a_walk_would_never_end_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_loading_and_predicting_import_neither_torch_nor_skops_nor_for_linear_heads_scikit_learn(tmp_path, name):
+def test_loading_and_predicting_import_neither_scikit_learn_nor_torch_nor_skops(tmp_path, name):
     save_small(tmp_path, name, **({"epochs": 1} if HEADS[name].needs_torch else {}))
     code = (
-        "import sys, numpy; from pipeline.heads import load_scorer\n"
-        f"load_scorer({str(tmp_path)!r})[0].predict(numpy.zeros((2, 4)))\n"
+        "import sys, numpy; from pipeline.heads import load_head\n"
+        f"load_head({str(tmp_path)!r})[0].predict(numpy.zeros((2, 4)))\n"
         "print({'torch', 'skops', 'torchvision', 'timm', 'sklearn'} & set(sys.modules))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    assert found == ("set()\n" if HEADS[name].linear else "{'sklearn'}\n")
-
-
-@pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("name", HEADS)
-def test_what_is_loaded_to_predict_alone_predicts_and_saves_the_same(tmp_path, name, scaling):
-    save_small(tmp_path / "a", name, scaling=scaling, **({"epochs": 1} if HEADS[name].needs_torch else {}))
-    head, metadata = load_head(tmp_path / "a")
-    scorer, again = load_scorer(tmp_path / "a")
-    rows = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)
-    for given in (rows, rows.astype(np.float16), rows.astype(np.float64)):
-        np.testing.assert_array_equal(scorer.predict_proba(given), head.predict_proba(given))
-        np.testing.assert_array_equal(scorer.predict(given), head.predict(given))
-    for wrong in (rows[:, :3], rows * np.nan):
-        with pytest.raises(HeadError):
-            scorer.predict(wrong)
-    save_head(scorer, tmp_path / "b", again)
-    assert again == metadata
-    for file in (ARRAYS_FILE, JSON_FILE):
-        assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_folder_that_cannot_be_written_is_one_clear_error(tmp_path):

@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from .linear import LinearHead
     from .registry import HEADS, HeadEntry, make_head
     from .rows import StreamedRows
-    from .saving import load_head, load_scorer, save_head
+    from .saving import load_head, save_head
     from .scaling import SCALINGS
-    from .scores import Scorer, prediction_sets, probabilities
+    from .scores import prediction_sets, probabilities
     from .sweep import SweepResult, sweep_head
 
 _HOME = {
     "HEADS": "registry", "HeadEntry": "registry", "make_head": "registry",
-    "Head": "base", "probabilities": "scores", "Scorer": "scores", "HeadError": "errors", "SCALINGS": "scaling",
-    "LinearHead": "linear", "save_head": "saving", "load_head": "saving", "load_scorer": "saving",
+    "Head": "base", "probabilities": "scores", "HeadError": "errors", "SCALINGS": "scaling",
+    "LinearHead": "linear", "save_head": "saving", "load_head": "saving",
     "calibrate": "calibration", "conformal_threshold": "calibration", "prediction_sets": "scores",
     "Familiarity": "familiarity", "fit_familiarity": "familiarity",
     "sweep_head": "sweep", "SweepResult": "sweep", "StreamedRows": "rows",
 }
 
 __all__ = [
-    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "Scorer", "StreamedRows",
-    "SweepResult", "calibrate", "conformal_threshold", "fit_familiarity", "load_head", "load_scorer", "make_head",
+    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "StreamedRows",
+    "SweepResult", "calibrate", "conformal_threshold", "fit_familiarity", "load_head", "make_head",
     "prediction_sets", "probabilities", "save_head", "sweep_head",
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from .base import Head, LinearModel
 from .errors import HeadError
@@ -88,6 +87,8 @@ class LDAHead(LinearModel):
             self.shrinkage_, level = 1.0, overall or 1.0
         covariance *= 1 - self.shrinkage_
         covariance[np.diag_indices_from(covariance)] += max(self.shrinkage_, 1e-9) * level
+        from scipy.linalg import cho_factor, cho_solve
+
         coef = cho_solve(cho_factor(covariance, lower=True), means.T).T
         prior = moments.counts / moments.counts.sum() * self._class_weights(codes)
         self._keep(coef, np.log(prior) - (coef * means).sum(axis=1) / 2)

@@ -29,8 +29,6 @@ class HeadEntry:
         ``module:class`` within this package.
     needs_torch : bool
         Whether its training imports torch.
-    linear : bool
-        Whether it is a `LinearModel`: such a head predicts without scikit-learn.
     grid : mapping
         What a sweep tries, simplest values first; empty where nothing is worth trying.
     """
@@ -39,7 +37,6 @@ class HeadEntry:
     description: str
     target: str
     needs_torch: bool = False
-    linear: bool = False
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
@@ -75,20 +72,20 @@ def _log_steps(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 for entry in (
-    HeadEntry("linear", "one linear layer by SGD, AdamW or L-BFGS, best epoch kept", "linear:LinearHead", True, True,
+    HeadEntry("linear", "one linear layer by SGD, AdamW or L-BFGS, best epoch kept", "linear:LinearHead", True,
               {"weight_decay": (0.1, 0.01, 0.0), "lr": _log_steps(-4, -1, 7)}),
-    HeadEntry("logistic", "softmax regression solved to the optimum", "solved:LogisticHead", linear=True,
+    HeadEntry("logistic", "softmax regression solved to the optimum", "solved:LogisticHead",
               grid={"C": _log_steps(-6, 5, 45)}),
-    HeadEntry("linear-svm", "linear support vector machines, one against the rest", "solved:LinearSVMHead", linear=True,
+    HeadEntry("linear-svm", "linear support vector machines, one against the rest", "solved:LinearSVMHead",
               grid={"C": _log_steps(-6, 0, 25)}),
     HeadEntry("svm-rbf", "support vector machine with a Gaussian kernel", "svm_rbf:SVMRBFHead",
               grid={"gamma_factor": (0.3, 1.0, 3.0), "C": (1.0, 10.0, 100.0)}),
     HeadEntry("knn", "votes of the nearest training images", "knn:KNNHead",
               grid={"k": (200, 100, 50, 20, 10, 5, 3, 1), "T": (0.2, 0.07, 0.03)}),
-    HeadEntry("ridge", "least squares, penalty chosen by leaving each image out", "ridge:RidgeHead", linear=True),
-    HeadEntry("lda", "linear discriminant analysis with shrunk covariance", "gaussian:LDAHead", linear=True,
+    HeadEntry("ridge", "least squares, penalty chosen by leaving each image out", "ridge:RidgeHead"),
+    HeadEntry("lda", "linear discriminant analysis with shrunk covariance", "gaussian:LDAHead",
               grid={"shrinkage": ("auto", 0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.03, 0.01)}),
-    HeadEntry("nearest-centroid", "the class whose mean is nearest", "gaussian:NearestCentroidHead", linear=True,
+    HeadEntry("nearest-centroid", "the class whose mean is nearest", "gaussian:NearestCentroidHead",
               grid={"scaling": ("standardize", "none", "l2", "pca-whiten")}),
     HeadEntry("gaussian-nb", "Gaussian naive Bayes", "gaussian:GaussianNBHead",
               grid={"smoothing": _log_steps(1, -9, 11)}),
@@ -97,7 +94,7 @@ for entry in (
     HeadEntry("hist-gradient-boosting", "gradient-boosted trees", "trees:HistGradientBoostingHead",
               grid={"max_leaf_nodes": (4, 15), "learning_rate": (0.03, 0.1, 0.3)}),
     HeadEntry("mlp", "one hidden layer with dropout", "mlp:MLPHead", True,
-              grid={"hidden": (64, 256), "dropout": (0.5, 0.2), "lr": (1e-4, 3e-4, 1e-3)}),
+              {"hidden": (64, 256), "dropout": (0.5, 0.2), "lr": (1e-4, 3e-4, 1e-3)}),
 ):
     HEADS[entry.name] = entry
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ import numpy as np
 from ..errors import PipelineError, RunError
 from .familiarity import Familiarity
 from .scaling import Scaler
-from .scores import LinearScorer, Scorer
 
 if TYPE_CHECKING:
     from .base import Head
@@ -35,14 +33,12 @@ RECORDS: dict[str, Any] = {"Scaler": Scaler, "Familiarity": Familiarity}  # attr
 NAME = re.compile(r"[a-z][a-z0-9_]*_")  # of a fitted attribute
 
 
-def save_head(
-    head: Head | LinearScorer, folder: str | os.PathLike[str], metadata: dict[str, Any] | None = None
-) -> list[str]:
+def save_head(head: Head, folder: str | os.PathLike[str], metadata: dict[str, Any] | None = None) -> list[str]:
     """Write a fitted head into a folder.
 
     Parameters
     ----------
-    head : Head or LinearScorer
+    head : Head
         Fitted, of a class in `HEADS`.
     folder : path
         Made if missing. A head already there is replaced.
@@ -94,49 +90,20 @@ def load_head(folder: str | os.PathLike[str]) -> tuple[Head, dict[str, Any]]:
     RunError
         If a file is missing, damaged, of another format, or does not describe a head completely.
     """
-    return _loaded(Path(folder), _unfitted)
-
-
-def load_scorer(folder: str | os.PathLike[str]) -> tuple[Scorer, dict[str, Any]]:
-    """Read a head for predictions alone; a linear one is then loaded without importing scikit-learn.
-
-    Parameters and errors are those of `load_head`.
-
-    Returns
-    -------
-    Scorer, dict
-        It predicts what the head predicts.
-    """
-    return _loaded(Path(folder), _blank_scorer)
-
-
-def _loaded(folder: Path, blank: Callable[[str, dict[str, Any]], Any]) -> tuple[Any, dict[str, Any]]:
+    folder = Path(folder)
     description = _description(folder / JSON_FILE)
     content = _read(folder / ARRAYS_FILE)
     if hashlib.sha256(content).hexdigest() != description.get("arrays_sha256"):
         raise RunError(f"{folder / ARRAYS_FILE} is damaged: its SHA-256 is not the one in {JSON_FILE}. Train again.")
     try:
-        settings = {name: _from_json(value) for name, value in description["settings"].items()}
-        return _filled(blank(description["head"], settings), description, content), description["metadata"]
+        return _assembled(description, content), description["metadata"]
     except PipelineError as error:
         raise RunError(f"{folder} holds no usable head: {error}") from error
     except Exception as error:
         raise RunError(f"{folder} holds no usable head: {type(error).__name__}: {error}") from error
 
 
-def _unfitted(name: str, settings: dict[str, Any]) -> Head:
-    from .registry import HEADS
-
-    return HEADS[name].build(**settings)
-
-
-def _blank_scorer(name: str, settings: dict[str, Any]) -> Scorer:
-    from .registry import HEADS
-
-    return LinearScorer(name, settings) if HEADS[name].linear else _unfitted(name, settings)
-
-
-def _split(head: Head | LinearScorer) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return a head's fitted attributes: arrays of numbers by name, and the rest as JSON values."""
     arrays: dict[str, np.ndarray] = {}
     values: dict[str, Any] = {}
@@ -156,9 +123,13 @@ def _split(head: Head | LinearScorer) -> tuple[dict[str, np.ndarray], dict[str, 
     return arrays, values
 
 
-def _filled(head: Any, description: dict[str, Any], content: bytes) -> Any:
+def _assembled(description: dict[str, Any], content: bytes) -> Head:
     from safetensors.numpy import load
 
+    from .registry import HEADS
+
+    settings = {name: _from_json(value) for name, value in description["settings"].items()}
+    head = HEADS[description["head"]].build(**settings)
     arrays = load(content)
     for name, value in description["values"].items():
         is_record = isinstance(value, dict) and "record" in value
@@ -181,7 +152,7 @@ def _record(name: str, value: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
     return RECORDS[value["record"]](**parts, **value["plain"])
 
 
-def _try_out(head: Scorer) -> None:
+def _try_out(head: Head) -> None:
     """Predict one row, so that a head whose arrays do not fit together is refused here and not later."""
     if not 0 < head.n_features_in_ <= MOST_FEATURES:
         raise RunError(f"{head.n_features_in_} features a row are none or too many.")
@@ -196,11 +167,9 @@ def _try_out(head: Scorer) -> None:
         raise RunError("a trial row cannot be compared with its training rows.")
 
 
-def _registered_name(head: Head | LinearScorer) -> str:
+def _registered_name(head: Head) -> str:
     from .registry import HEADS
 
-    if isinstance(head, LinearScorer):
-        return head.name
     target = f"{type(head).__module__.rpartition('.')[2]}:{type(head).__name__}"
     for entry in HEADS.values():
         if entry.target == target:

@@ -14,9 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cholesky
-from scipy.linalg.lapack import dtrtri
-from scipy.optimize import minimize
 
 from .errors import HeadError
 from .rows import StreamedRows
@@ -215,6 +212,9 @@ class _Walk:
         self.problem, self.penalty = problem, penalty
         bound = bend * problem.gram
         bound[np.diag_indices_from(bound)] += penalty
+        from scipy.linalg import cholesky
+        from scipy.linalg.lapack import dtrtri
+
         self.factor = cholesky(bound, lower=True, overwrite_a=True, check_finite=False)
         self.inverse = dtrtri(self.factor, lower=1)[0]
         self.root = np.sqrt(max(bend, np.finfo(np.float64).tiny))  # the same for the intercepts
@@ -223,6 +223,8 @@ class _Walk:
 
     def run(self, W: np.ndarray, free: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int, bool]:
         """Return where at most `most` iterations lead, how many were taken, and whether it is the optimum."""
+        from scipy.optimize import minimize
+
         found = minimize(
             self._value, np.column_stack([W @ self.factor, self.root * free]).ravel(), jac=True, method="L-BFGS-B",
             callback=self._stop, options={"maxiter": most, "maxcor": 20, "gtol": 0, "ftol": 0, "maxls": 20},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 MOST_SCORES = 20_000_000  # one number needs no more of them
 LOWEST, HIGHEST = -12.0, 12.0  # of log T relative to the scores' own spread
@@ -43,6 +42,8 @@ def fit_temperature(scores: np.ndarray, codes: np.ndarray) -> float:
     def loss(log_temperature: float) -> float:
         factor = np.exp(-log_temperature) / spread
         return float(np.log(np.exp(scores * factor).sum(axis=1)).mean() - linear * factor)
+
+    from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(loss, bounds=(LOWEST, HIGHEST), method="bounded", options={"xatol": 1e-4})
     return float(spread * np.exp(found.x))
