@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .classifier import ImageClassifier, load_image
-from .data import UnreadableImageError
+from .data import UnreadableImageError, place
 from .errors import PipelineError, UnknownNameError
 from .heads import probabilities
 from .runs import Run
@@ -113,7 +113,7 @@ def _samples(classifier: ImageClassifier, run: Run) -> np.ndarray:
     """Return the pixels of some images that the run was scored on; noise where they are gone."""
     transform = classifier.backbone.parts[0].transform
     found: list[np.ndarray] = []
-    root = Path(run.config()["dataset"]["root"])
+    root = place(run.config()["dataset"]["root"])
     for row in reversed(run.predictions()):
         if len(found) < CHECKED:
             try:

@@ -63,7 +63,7 @@ class _Found:
 
 
 def predict_to_file(
-    classifier: ImageClassifier, run: Run, images: Sequence[Path], path: Path, *, parquet: bool = False,
+    classifier: ImageClassifier, run: Run, images: Sequence[Path | str], path: Path, *, parquet: bool = False,
     tta: bool = False, progress: Progress = silent,
 ) -> Streamed:  # fmt: skip
     """Classify images into a table with the columns that `columns` tells, holding only a few in memory.
@@ -164,7 +164,8 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _append(
-    path: Path, classifier: ImageClassifier, images: Sequence[Path], found: _Found, progress: Progress, tta: bool
+    path: Path, classifier: ImageClassifier, images: Sequence[Path | str], found: _Found, progress: Progress,
+    tta: bool,
 ) -> None:
     """Classify images into rows at the end of the file, and count them as found."""
     with (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .data import Dataset, Transform, UnreadableImageError, decode, read_bytes
+from .data import Dataset, Place, Transform, UnreadableImageError, decode, place, read_bytes
 from .data.augmentation import AUGMENTATIONS, Augmentation
 from .errors import DataError, PipelineError
 
@@ -17,7 +17,7 @@ SIDE, GAP, LINE = 150, 10, 15
 GREY, INK, PAPER = (215, 215, 215), (30, 30, 30), (255, 255, 255)
 
 
-def thumbnail(path: Path, side: int = SIDE) -> Image.Image:
+def thumbnail(path: Place, side: int = SIDE) -> Image.Image:
     """Return an image at most `side` pixels wide and high; a grey square where there is none."""
     try:
         image = decode(read_bytes(path))
@@ -42,19 +42,23 @@ def jpeg(image: Image.Image, quality: int = 70) -> bytes:
     return buffer.getvalue()
 
 
-def contact_sheet(root: Path, captions: Sequence[tuple[str, str]], title: str = "", columns: int = 6) -> Image.Image:
+def contact_sheet(
+    root: Place | None, captions: Sequence[tuple[str, str]], title: str = "", columns: int = 6
+) -> Image.Image:  # fmt: skip
     """Return a page of images, each with its file's name and a line below.
 
     Parameters
     ----------
-    root : Path
-        Where the paths start.
+    root : Path or Url, optional
+        Where the paths start; None where they are whole.
     captions : sequence of (path, str)
     title : str
     columns : int
         At most.
     """
-    return grid([(thumbnail(root / path), [Path(path).name, text]) for path, text in captions], title, columns)
+    places = [place(path) if root is None else root / path for path, _ in captions]
+    return grid([(thumbnail(each), [each.name, text]) for each, (_, text) in zip(places, captions, strict=True)],
+                title, columns)  # fmt: skip
 
 
 def dataset_sheet(
@@ -92,7 +96,7 @@ def dataset_sheet(
     return grid(cells), len(cells)
 
 
-def _view(path: Path, augment: Augmentation, rng: np.random.Generator) -> Image.Image:
+def _view(path: Place, augment: Augmentation, rng: np.random.Generator) -> Image.Image:
     try:
         view = Image.fromarray(augment(decode(read_bytes(path)), rng))
     except UnreadableImageError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .backbones import Embedder, from_description
-from .data import read_bytes
+from .data import place, read_bytes
 from .data.digests import digest_files, memo_file
 from .errors import CacheError, PipelineError
 from .progress import Progress, silent
@@ -82,7 +82,7 @@ def _recompute(
     cache: FeatureCache, report: Verified, count: int, device: str, rng: np.random.Generator, progress: Progress
 ) -> None:
     rows = np.sort(rng.choice(len(cache), min(count, len(cache)), replace=False))
-    root, paths = Path(cache.meta["root"]), [cache.paths[row] for row in rows]
+    root, paths = place(cache.meta["root"]), [cache.paths[row] for row in rows]
     digests, _ = digest_files(root, paths, memo=memo_file(cache.path.parent.parent), rehash=True)
     same = (digests == cache.digests[rows]).all(axis=1)
     report.unavailable = int((~same).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import re
 import threading
 import zlib
 from collections.abc import Iterator
@@ -35,10 +36,22 @@ def names_in(folder: Path) -> list[str]:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Serve a folder over HTTP on this machine; yield its address."""
+def served(folder: Path, ranges: bool = False) -> Iterator[str]:
+    """Serve a folder over HTTP on this machine, parts of files too if asked; yield its address."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if ranges else None
+            if asked is None:
+                return super().do_GET()
+            content = Path(self.translate_path(self.path)).read_bytes()
+            part = content[int(asked[1]) : int(asked[2]) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            self.wfile.write(part)
+
         def log_message(self, *_: object) -> None:
             pass
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from images import write_images
 
-from pipeline.data import Limits, load_dataset
+from pipeline.data import Limits, fingerprints, load_dataset
 from pipeline.data import digests as module
 from pipeline.data.digests import digest_files, fraction
 from pipeline.errors import DataError
@@ -26,7 +26,7 @@ NAMES = [f"{number}.png" for number in range(30)]
 @pytest.fixture(autouse=True)
 def short_wait(monkeypatch):
     """Make the time short after which a file's times are trusted, so that tests need not wait for two seconds."""
-    monkeypatch.setattr(module, "_RACY_NS", 10**7)
+    monkeypatch.setattr(fingerprints, "_RACY_NS", 10**7)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_changed_file_is_read_again_however_it_was_changed(root, reads, change
 
 
 def test_a_file_just_written_is_not_trusted_to_stay_as_its_times_say(tmp_path, reads, monkeypatch):
-    monkeypatch.setattr(module, "_RACY_NS", 2 * 10**9)
+    monkeypatch.setattr(fingerprints, "_RACY_NS", 2 * 10**9)
     write_images(tmp_path / "root", *NAMES[:2])
     digest(tmp_path / "root", NAMES[:2])
     future = time.time() + 3600

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data import place
 from ..errors import PipelineError
 from ..store import FeatureCache
 from ..thumbnails import contact_sheet
@@ -72,5 +73,5 @@ def _write(name: str, captions: list[tuple[str, str]], cache: FeatureCache, fold
     left_out = len(captions) - MOST
     title = f"{name.replace('-', ' ')}: {len(captions)}" + (f", the first {MOST}" if left_out > 0 else "")
     path = folder / f"{name}.png"
-    contact_sheet(Path(cache.meta["root"]), captions[:MOST], title).save(path)
+    contact_sheet(place(cache.meta["root"]), captions[:MOST], title).save(path)
     return path

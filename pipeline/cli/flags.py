@@ -97,7 +97,8 @@ def add_data(parser: Parser, splitting: bool = True) -> None:
     from ..data import DATASETS, DEFAULT_DATA
 
     parser.add_argument("--data", default=DEFAULT_DATA, metavar="DATA",
-                        help=f"a folder, a CSV file (path,label[,split]), {', '.join(DATASETS)}, or torchvision:NAME "
+                        help=f"a folder, a CSV file (path,label[,split]), .zip, .tar or .parquet files, a URL, "
+                             f"{', '.join(DATASETS)}, or torchvision:NAME "
                              f"(default: {DEFAULT_DATA})")
     parser.add_argument("--limit", type=int, metavar="N",
                         help="only the first N images, of each class and split in proportion; the same as DATA[:N]")

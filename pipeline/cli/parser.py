@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
 
     predict = add_command(verbs, "predict", commands.predict, "classify images with a run")
-    predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
+    predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|ARCHIVE")
     predict.add_argument("--run", help="name or folder of a run (default: the latest)")
     predict.add_argument("--runs-dir", type=Path, default=Path("runs"))
     predict.add_argument("--csv", type=Path, metavar="FILE",

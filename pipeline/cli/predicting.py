@@ -28,7 +28,9 @@ def table_of(options: argparse.Namespace) -> Path | None:
     return options.parquet or options.csv
 
 
-def stream_to_table(classifier: Any, run: Any, paths: Sequence[Path], path: Path, parquet: bool, tta: bool) -> None:
+def stream_to_table(
+    classifier: Any, run: Any, paths: Sequence[Path | str], path: Path, parquet: bool, tta: bool
+) -> None:  # fmt: skip
     """Stream predictions to a file, and say what came of it."""
     from ..streaming import predict_to_file
 
@@ -63,7 +65,7 @@ def save_grid(found: Sequence[Any], path: Path) -> None:
     shown = found[:MOST]
     captions = [(each.path, f"{_named(each)} {each.prob:.2f}" if each.label else "no image") for each in shown]
     title = f"{len(shown)} of {len(found)} images" if len(found) > MOST else ""
-    save(contact_sheet(Path(), captions, title), path)
+    save(contact_sheet(None, captions, title), path)
     print_notes([f"look at {path}"])
 
 

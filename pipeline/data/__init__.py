@@ -1,10 +1,11 @@
-"""Images and their labels: data sets by name, folder or CSV; guarded decoding; transforms and augmentation."""
+"""Images and labels: data sets by name, folder, CSV, archive, table or URL; decoding, transforms, augmentation."""
 
 from __future__ import annotations
 
 from .builtin import DATASETS, DEFAULT_DATA
+from .contained import list_images
 from .dataset import Dataset, load_dataset
-from .listing import list_images
+from .places import Place, place
 from .reader import DECODE_RULES, Limits, UnreadableImageError, decode, read_bytes
 from .transforms import Transform
 
@@ -14,10 +15,12 @@ __all__ = [
     "DEFAULT_DATA",
     "Dataset",
     "Limits",
+    "Place",
     "Transform",
     "UnreadableImageError",
     "decode",
     "list_images",
     "load_dataset",
+    "place",
     "read_bytes",
 ]

@@ -12,11 +12,13 @@ import numpy as np
 from ..errors import DataError, UnknownNameError, suggestion
 from ..progress import Progress, silent
 from .builtin import DATASETS, TORCHVISION
+from .contained import is_contained, list_contained
 from .digests import digest_files, fraction, memo_file
-from .folders import list_folder
 from .limit import keep_first, without_limit
+from .places import Place
 from .reader import DEFAULT_LIMITS, Limits, read_bytes
 from .samples import SPLITS, UNDECIDED, Samples, check_classes, first_few
+from .sources import CONTAINERS
 from .tables import list_table
 
 VAL_FRACTION = 0.2
@@ -30,7 +32,7 @@ class Dataset:
     ----------
     name : str
         The folder of its caches; safe as a file name.
-    root : Path
+    root : Path or Url
         Where `paths` start.
     paths : list of str
         As `os.fsdecode` gives them, with ``/``.
@@ -51,7 +53,7 @@ class Dataset:
     """
 
     name: str
-    root: Path
+    root: Place
     paths: list[str]
     labels: np.ndarray
     splits: np.ndarray
@@ -101,8 +103,8 @@ def load_dataset(
     Parameters
     ----------
     data : str
-        A name in `DATASETS`, ``torchvision:NAME``, a folder, or a CSV file; ``[:N]`` behind it takes the first
-        N images, see `pipeline.data.limit.keep_first`.
+        A name in `DATASETS`, ``torchvision:NAME``, a folder, a CSV file, or what `list_contained` takes; ``[:N]``
+        behind it takes the first N images, see `pipeline.data.limit.keep_first`.
     cache_dir : str or Path
         Keeps downloads and the memory of digests.
     val_fraction : float, optional
@@ -160,16 +162,19 @@ def _loader(data: str) -> Callable[[Path, Progress], Samples]:
         from .torchvision_sets import list_torchvision
 
         return partial(list_torchvision, data.removeprefix(TORCHVISION))
+    if is_contained(data) and not Path(data).expanduser().is_dir():
+        return lambda _, progress: list_contained(data, progress)
     path = Path(data).expanduser()
     try:
         path.stat()
     except (OSError, ValueError) as error:
         raise DataError(_not_found(data, error)) from error
     if path.is_dir():
-        return lambda _, progress: list_folder(path, progress)
+        return lambda _, progress: list_contained(data, progress)
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):
         return lambda _, progress: list_table(path, progress)
-    raise DataError(f"{data!r} is neither a folder of images nor a CSV file (path,label[,split]).")
+    raise DataError(f"{data!r} is neither a folder of images nor a CSV file (path,label[,split]), nor one of "
+                    f"{', '.join(CONTAINERS)}.")
 
 
 def _not_found(data: str, error: Exception) -> str:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import DataError
 from ..progress import Progress, silent
+from .fingerprints import fingerprint, is_racy
 from .memo import Memo
+from .places import absolute
 from .reader import DEFAULT_LIMITS, Limits, UnreadableImageError, open_regular
+from .sources import find
 
 DIGEST_BYTES = 16  # of the 32 of SHA-256
 _BATCH = 4096  # files between two visits to the memo
 _BLOCK = 2**20
-_RACY_NS = 2 * 10**9
 
 
 def digest_files(
-    root: Path,
+    root: str | Path,
     paths: Sequence[str],
     *,
     memo: Path,
@@ -35,10 +36,10 @@ def digest_files(
 
     Parameters
     ----------
-    root : Path
+    root : path-like or URL
         Where `paths` start.
     paths : sequence of str
-        N files.
+        N files, or places inside of archives and tables.
     memo : Path
         A file that remembers digests by path, size, times and inode, so that an unchanged file is not read again.
     rehash : bool
@@ -57,7 +58,7 @@ def digest_files(
     """
     digests = np.zeros((len(paths), DIGEST_BYTES), np.uint8)
     failures: dict[int, str] = {}
-    folder = os.path.realpath(root)
+    folder = absolute(root)
     with (
         Memo(memo) as known,
         ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool,
@@ -92,6 +93,11 @@ def hash_file(path: str, limits: Limits = DEFAULT_LIMITS) -> tuple[bytes, bytes]
     UnreadableImageError
         See `reader.open_regular`.
     """
+    if held := find(path):
+        source, name = held
+        before, image = source.fingerprint(name), source.read(name, limits)
+        settled = before == source.fingerprint(name, anew=True)
+        return hashlib.sha256(image).digest()[:DIGEST_BYTES], before if settled else b""
     content = hashlib.sha256()
     with open_regular(path, limits) as descriptor:
         before, done = fingerprint(os.fstat(descriptor)), 0
@@ -101,26 +107,17 @@ def hash_file(path: str, limits: Limits = DEFAULT_LIMITS) -> tuple[bytes, bytes]
             if done > limits.max_bytes:
                 raise UnreadableImageError(f"grew past the limit of {limits.max_bytes:,} bytes while being read")
         after = os.fstat(descriptor)
-    settled = before == fingerprint(after) and not _is_racy(after)
+    settled = before == fingerprint(after) and not is_racy(after)
     return content.digest()[:DIGEST_BYTES], before if settled else b""
-
-
-def fingerprint(status: os.stat_result) -> bytes:
-    """Return what tells without reading a file that it is still the same one."""
-    return struct.pack("<qqqQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
-def _is_racy(status: os.stat_result) -> bool:
-    """Return whether a file changed so lately that a further change might not show in its times (git's rule)."""
-    return time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _RACY_NS
 
 
 def _fingerprints(files: Iterable[str]) -> dict[str, bytes]:
     found = {}
     for file in files:
         try:
-            found[file] = fingerprint(os.stat(file))  # noqa: PTH116
-        except (OSError, ValueError):
+            held = find(file)
+            found[file] = held[0].fingerprint(held[1]) if held else fingerprint(os.stat(file))  # noqa: PTH116
+        except (OSError, ValueError, DataError):
             continue  # opening it will say why
     return found
 
@@ -128,7 +125,7 @@ def _fingerprints(files: Iterable[str]) -> dict[str, bytes]:
 def _attempt(file: str, limits: Limits) -> tuple[bytes, bytes] | str:
     try:
         return hash_file(file, limits)
-    except UnreadableImageError as error:
+    except DataError as error:  # of an image, or of what holds it
         return str(error)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import DataError
 from ..progress import Progress, silent
 from .listing import IMAGE_SUFFIXES, Level, scan, walk
-from .samples import SPLIT_OF, UNDECIDED, Samples, first_few, safe_name
+from .samples import SPLIT_OF, UNDECIDED, NothingFoundError, Samples, first_few, safe_name
 
 _BESIDE = "beside the class folders, so it has no class"
 
@@ -32,59 +33,99 @@ def list_folder(root: Path, progress: Progress = silent) -> Samples:
         It is missing, unreadable, or holds no image in any of these layouts.
     """
     root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100  the name of a link is the user's own choice
-    samples = Samples(safe_name(root.name), root, [], np.empty(0, np.int64), np.empty(0, "<U5"))
-    with progress(desc="Listing", unit="file") as bar:
-        level = _scan(root)
-        splits = _split_folders(root, level)
-        if splits:
-            groups = _from_split_folders(splits, level, samples)
-        else:
-            groups = [(name, UNDECIDED, name) for name, _ in level.folders]
-        _fill(samples, groups, bar)
-        _add_top_level(samples, level)
-    if not samples.paths:
-        raise DataError(_nothing_found(samples))
+    samples = Samples.empty(safe_name(root.name), root)
+    list_tree(samples, FolderTree(root), progress)
     return samples
 
 
-def _scan(folder: Path) -> Level:
-    try:
-        return scan(folder)
-    except OSError as error:
-        raise DataError(f"Cannot list the folder {folder}: {error.strerror}.") from error
+class Tree(Protocol):
+    """Folders to look for a layout in; `prefix` is what paths relative to `samples.root` begin with."""
+
+    prefix: str
+
+    def scan(self, inside: str = "") -> Level:
+        """List one folder."""
+
+    def walk(self, inside: str = "", bar: Any = None) -> Iterator[tuple[str, str]]:
+        """Yield what lies below a folder, by whole paths."""
 
 
-def _split_folders(root: Path, level: Level) -> dict[str, str]:
+class FolderTree:
+    """The folders of a file system."""
+
+    prefix = ""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def scan(self, inside: str = "") -> Level:
+        """List one folder, or say why it cannot be."""
+        try:
+            return scan(self.root / inside)
+        except OSError as error:
+            raise DataError(f"Cannot list the folder {self.root / inside}: {error.strerror}.") from error
+
+    def walk(self, inside: str = "", bar: Any = None) -> Iterator[tuple[str, str]]:
+        """See `listing.walk`."""
+        return walk(self.root, inside, bar)
+
+
+def list_tree(samples: Samples, tree: Tree, progress: Progress = silent) -> None:
+    """Fill an empty listing from folders in whichever of the three layouts they have.
+
+    Raises
+    ------
+    NothingFoundError
+        They hold no image.
+    """
+    with progress(desc="Listing", unit="file") as bar:
+        level = tree.scan()
+        splits = _split_folders(samples, tree, level)
+        if splits:
+            groups = _from_split_folders(splits, tree, level, samples)
+        else:
+            groups = [(name, UNDECIDED, name) for name, _ in level.folders]
+        _fill(samples, tree, groups, bar)
+        _add_top_level(samples, tree.prefix, level)
+    if not samples.paths:
+        raise NothingFoundError(_nothing_found(samples))
+
+
+def _split_folders(samples: Samples, tree: Tree, level: Level) -> dict[str, str]:
     """Return split -> folder name; empty when the folders are classes (one of which may well be called train)."""
     named = [(SPLIT_OF[name.lower()], name) for name, _ in level.folders if name.lower() in SPLIT_OF]
     splits = dict(named)
     if len(splits) < len(named):
-        raise DataError(f"Two folders for one split in {root}: {', '.join(sorted(name for _, name in named))}.")
-    holds_classes = any(_scan(root / name).folders for name in splits.values())
+        names = ", ".join(sorted(name for _, name in named))
+        raise DataError(f"Two folders for one split in {samples.root}: {names}.")
+    holds_classes = any(tree.scan(name).folders for name in splits.values())
     return splits if holds_classes or len(named) == len(level.folders) else {}
 
 
-def _from_split_folders(splits: dict[str, str], level: Level, samples: Samples) -> list[tuple[str, str, str]]:
+def _from_split_folders(
+    splits: dict[str, str], tree: Tree, level: Level, samples: Samples
+) -> list[tuple[str, str, str]]:  # fmt: skip
     """Return (folder, split, class) for each class folder of each split."""
     groups = []
     others = [name for name, _ in level.folders if name not in splits.values()]
-    samples.skipped += [(name, f"a folder beside {', '.join(splits.values())}") for name in others]
+    samples.skipped += [(tree.prefix + name, f"a folder beside {', '.join(splits.values())}") for name in others]
     for split, folder in splits.items():
-        inner = _scan(samples.root / folder)
+        inner, start = tree.scan(folder), f"{tree.prefix}{folder}/"
         groups += [(f"{folder}/{name}", split, name) for name, _ in inner.folders]
-        samples.skipped += [(f"{folder}/{name}", _BESIDE) for name in inner.images]
-        samples.skipped += [(f"{folder}/{name}", reason) for name, reason in inner.skipped]
+        samples.skipped += [(start + name, _BESIDE) for name in inner.images]
+        samples.skipped += [(start + name, reason) for name, reason in inner.skipped]
     return groups
 
 
-def _fill(samples: Samples, groups: list[tuple[str, str, str]], bar: Any) -> None:
+def _fill(samples: Samples, tree: Tree, groups: list[tuple[str, str, str]], bar: Any) -> None:
     """Walk every class folder; a class is its top folder, however deep the image lies."""
+    samples.from_folders = True
     samples.classes = tuple(sorted({name for _, _, name in groups}))
     index = {name: number for number, name in enumerate(samples.classes)}
     labels, splits = [samples.labels], [samples.splits]
     for folder, split, name in groups:
         before = len(samples.paths)
-        for path, reason in walk(samples.root, folder, bar):
+        for path, reason in tree.walk(folder, bar):
             if reason:
                 samples.skipped.append((path, reason))
             else:
@@ -94,15 +135,16 @@ def _fill(samples: Samples, groups: list[tuple[str, str, str]], bar: Any) -> Non
     samples.labels, samples.splits = np.concatenate(labels), np.concatenate(splits)
 
 
-def _add_top_level(samples: Samples, level: Level) -> None:
+def _add_top_level(samples: Samples, prefix: str, level: Level) -> None:
     """Take the images that lie in the folder itself: they are the data set if there is nothing deeper."""
-    samples.skipped += level.skipped
-    if samples.paths or not level.images:
-        samples.skipped += [(name, _BESIDE) for name in level.images]
+    samples.skipped += [(prefix + name, reason) for name, reason in level.skipped]
+    images = [prefix + name for name in level.images]
+    if samples.paths or not images:
+        samples.skipped += [(name, _BESIDE) for name in images]
         return
-    samples.paths, samples.classes = level.images, ()
-    samples.labels = np.full(len(level.images), -1, np.int64)
-    samples.splits = np.full(len(level.images), "none", "<U5")
+    samples.paths, samples.classes = images, ()
+    samples.labels = np.full(len(images), -1, np.int64)
+    samples.splits = np.full(len(images), "none", "<U5")
 
 
 def _nothing_found(samples: Samples) -> str:

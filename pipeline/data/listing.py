@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from ..errors import DataError
-from ..progress import Progress, silent
 
 # torchvision's ImageFolder takes the same ones (and no GIF), so that published sample counts hold here too.
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -79,12 +75,19 @@ def _sort_in(entry: os.DirEntry[str], level: Level) -> None:
         level.images.append(entry.name)
 
 
-def _why_no_image(entry: os.DirEntry[str]) -> str:
-    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  a Path for each of a million names is slow
+def why_no_image_name(name: str) -> str:
+    """Return why a file of this name is not taken as an image; empty if it is."""
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  a Path for each of a million names is slow
     if suffix == ".gif":
         return _GIF
     if suffix not in IMAGE_SUFFIXES:
         return f"{suffix!r} is no image's extension" if suffix else "no extension"
+    return ""
+
+
+def _why_no_image(entry: os.DirEntry[str]) -> str:
+    if reason := why_no_image_name(entry.name):
+        return reason
     if entry.is_file():
         return ""
     return "a link to nothing" if entry.is_symlink() else "not a regular file"
@@ -155,32 +158,3 @@ def _holders(folder: Path) -> frozenset[Identity]:
 def _identity(folder: Path) -> Identity:
     status = os.stat(folder)  # noqa: PTH116
     return status.st_dev, status.st_ino
-
-
-def list_images(path: str | Path, progress: Progress = silent) -> list[Path]:
-    """Return one image file, or every image below a folder; labels play no part.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file, taken whatever its name, or a folder.
-    progress : callable
-        See `pipeline.progress`.
-
-    Raises
-    ------
-    DataError
-        There is no such file or folder, or the folder holds no image.
-    """
-    path = Path(path).expanduser()
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except (OSError, ValueError) as error:
-        raise DataError(f"No such image or folder: {path} ({getattr(error, 'strerror', None) or error}).") from error
-    if not is_folder:
-        return [path]
-    with progress(desc="Listing", unit="file") as bar:
-        found = [path / name for name, reason in walk(path, bar=bar) if not reason]
-    if not found:
-        raise DataError(f"No images in {path}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    return found

@@ -129,7 +129,7 @@ def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
     Parameters
     ----------
     path : str or Path
-        The file; links are followed.
+        The file, links being followed; or a place inside of an archive or table, or a URL (see `sources`).
     limits : Limits
         Only ``max_bytes`` matters here.
 
@@ -138,6 +138,16 @@ def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
     UnreadableImageError
         The file cannot be read, is no regular file, or is too large.
     """
+    from .sources import find  # which need what is defined here
+
+    try:
+        held = find(path)
+    except UnreadableImageError:
+        raise
+    except DataError as error:
+        raise UnreadableImageError(str(error)) from error
+    if held:
+        return held[0].read(held[1], limits)
     with open_regular(path, limits) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
         # not the limit at once: a buffer of that size would be allocated for every image
         size = os.fstat(descriptor).st_size

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from .places import Place
 
 SPLITS = ("train", "val", "test", "none")
 UNDECIDED = ""  # the content digest will say whether train or val
@@ -20,6 +20,10 @@ SPLIT_OF = {
 }
 
 
+class NothingFoundError(DataError):
+    """There is no image at all."""
+
+
 @dataclass
 class Samples:
     """Images that were listed but not yet read.
@@ -28,7 +32,7 @@ class Samples:
     ----------
     name : str
         Of the data set; safe as a folder name.
-    root : Path
+    root : Path or Url
         Where `paths` start.
     paths : list of str
         As `os.fsdecode` gives them, with ``/``.
@@ -42,16 +46,24 @@ class Samples:
         Other files, each with the reason.
     notes : list of str
         Remarks for the user, one line each.
+    from_folders : bool
+        Whether the classes are folders, so that one without an image is a mistake.
     """
 
     name: str
-    root: Path
+    root: Place
     paths: list[str]
     labels: np.ndarray
     splits: np.ndarray
     classes: tuple[str, ...] = ()
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    from_folders: bool = False
+
+    @classmethod
+    def empty(cls, name: str, root: Place) -> Samples:
+        """Return a listing without any image."""
+        return cls(name, root, [], np.empty(0, np.int64), np.empty(0, "<U5"))
 
 
 def safe_name(text: str) -> str:
@@ -71,7 +83,7 @@ def first_few(items: Iterable[object], most: int = 3) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-def check_classes(classes: Sequence[str], labels: np.ndarray, where: Path) -> None:
+def check_classes(classes: Sequence[str], labels: np.ndarray, where: Place) -> None:
     """Refuse a labelled data set with fewer than two classes, or with a class that has no image.
 
     Raises

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data import Place, place
 from ..runs import Run
 from . import pictures
 from .content import neighbours_chart
@@ -49,7 +50,7 @@ def group(number: int, compared: Sequence[Mapping[str, Any]], runs_dir: Path) ->
     opened = [Run.open(run["name"], runs_dir) for run in compared]
     best, split = opened[0], compared[0]["split"]
     rows = {one.name: one.predictions(run["split"]) for one, run in zip(opened, compared, strict=True)}
-    differ, shown = disputed(rows, Path(best.config()["dataset"]["root"]))
+    differ, shown = disputed(rows, place(best.config()["dataset"]["root"]))
     sentences = [run[field]["sentence"] for field in ("versus_best", "versus_baseline") for run in compared
                  if run.get(field)]  # fmt: skip
     return {
@@ -81,7 +82,7 @@ def by_class(compared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def disputed(rows: Mapping[str, Sequence[dict[str, str]]], root: Path) -> tuple[int, list[dict[str, Any]]]:
+def disputed(rows: Mapping[str, Sequence[dict[str, str]]], root: Place) -> tuple[int, list[dict[str, Any]]]:
     """Return on how many images runs disagree, and those that are shown, the most evenly split ones first."""
     guesses: Guesses = {}
     for name, own in rows.items():

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data import place
+from ..data.places import is_there
 from ..data.transforms import Transform
 from ..errors import PipelineError
 from ..runs import Run, list_runs
@@ -82,12 +84,12 @@ def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
     """Return everything that a page about a run says, as plain values."""
     metrics, config = run.metrics, run.config()
     split = next(name for name in EVALUATED if name in metrics["splits"])
-    rows, root = run.predictions(split), Path(config["dataset"]["root"])
+    rows, root = run.predictions(split), place(config["dataset"]["root"])
     shown = pictures.chosen(rows)
     images = pictures.embedded(root, [rows[index] for index in shown])
     classes = [pictures.readable(name) for name in metrics["classes"]]
     places = {rows[index]["filename"]: number for number, index in enumerate(shown[: len(images)])}
-    train = [row for row in run.predictions("train") if (root / row["filename"]).is_file()]
+    train = [row for row in run.predictions("train") if is_there(root / row["filename"])]
     finetune = config.get("finetune", {})
     spec_sha256 = cache.spec.sha256 if cache else metrics.get("spec_sha256") or ""
     readable = [{**row, "label": pictures.readable(row["label"]), "prediction": pictures.readable(row["prediction"])}
@@ -119,7 +121,7 @@ def feature_map(run: Run, cache: FeatureCache | None, places: Mapping[str, int])
     """Return where the images lie in the plane, and what is known of each."""
     if cache is None or len(cache) < 3:
         return None
-    rows, root = _sample(cache), Path(cache.meta["root"])
+    rows, root = _sample(cache), place(cache.meta["root"])
     maps = pictures.projected(cache.read_rows(rows, view=0))
     predicted = {row["filename"]: row["prediction"] for row in run.predictions()}
     points = []
@@ -131,7 +133,7 @@ def feature_map(run: Run, cache: FeatureCache | None, places: Mapping[str, int])
             "name": pictures.readable(name), "label": pictures.readable(true), "split": str(cache.splits[row]),
             "prediction": pictures.readable(guess), "right": guess == true if guess and true else None,
             "image": places.get(name), "src": None if name in places else pictures.tiny(root / name),
-            "at": {kind: _short(place[index]) for kind, place in maps.items()},
+            "at": {kind: _short(map_[index]) for kind, map_ in maps.items()},
         })  # fmt: skip
     return {"points": points, "kinds": list(maps), "left_out": len(cache) - len(rows)}
 

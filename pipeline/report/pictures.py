@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..data import UnreadableImageError, decode, read_bytes
+from ..data import Place, UnreadableImageError, decode, read_bytes
 from ..data.augmentation import AUGMENTATIONS
 from ..data.transforms import Transform
 from ..thumbnails import jpeg, thumbnail
@@ -36,7 +35,7 @@ def chosen(rows: Sequence[dict[str, str]], most: int = MOST) -> list[int]:
     return wrong[: most - len(some_right)] + some_right
 
 
-def embedded(root: Path, rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+def embedded(root: Place, rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
     """Return predictions with their thumbnails as data URLs, until the page would grow too heavy."""
     found, weight = [], 0
     for row in rows:
@@ -50,7 +49,7 @@ def embedded(root: Path, rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]
 
 
 def augmented(
-    root: Path, rows: Sequence[dict[str, str]], name: str, transform: Transform, views: int = 6
+    root: Place, rows: Sequence[dict[str, str]], name: str, transform: Transform, views: int = 6
 ) -> list[dict[str, str]]:
     """Return random training views of some images: what a network that is fine-tuned sees."""
     augment = AUGMENTATIONS[name](transform)
@@ -72,7 +71,7 @@ def _small(pixels: np.ndarray) -> Image.Image:
     return view
 
 
-def tiny(path: Path) -> str:
+def tiny(path: Place) -> str:
     """Return an image as a URL, for what a pointer passes over."""
     return data_url(jpeg(thumbnail(path, TINY), QUALITY))
 
