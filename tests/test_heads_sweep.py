@@ -17,6 +17,9 @@ from sklearn.model_selection import StratifiedKFold
 
 from pipeline.evaluation import evaluate
 from pipeline.heads import HEADS, HeadError, make_head, sweep_head
+from pipeline.heads.lockstep import FITTED, Lockstep, minimize_together
+from pipeline.heads.losses import CROSS_ENTROPY, SQUARED_HINGE
+from pipeline.heads.solver import LinearProblem
 from pipeline.heads.sweep import METRICS, chosen, combinations
 from pipeline.registry import Registry
 
@@ -84,13 +87,65 @@ def test_validation_rows_choose_but_are_not_trained_on(rows):
 
 
 @pytest.mark.parametrize("name", ["logistic", "linear-svm"])
-def test_path_of_penalties_gives_the_same_as_single_fits(rows, name):
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("n", [50, 300])  # fewer and more rows than features
+def test_penalties_swept_together_decide_as_those_fitted_alone(rows, name, classes, n):
+    X, y = (array[rows[1] < classes] for array in rows)
+    Cs = (1e-3, 3e-3, 1e-2)
+    path = make_head(name).fit_path(X[:n], y[:n], [{"C": C} for C in Cs])
+    for C, head in zip(Cs, path, strict=True):
+        single = make_head(name, C=C).fit(X[:n], y[:n])
+        assert head.C == C
+        assert (head.predict(X) == single.predict(X)).mean() >= 0.96
+        assert np.sqrt(np.square(head.predict_proba(X) - single.predict_proba(X)).mean()) < 0.02
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, SQUARED_HINGE], ids=["softmax", "hinge"])
+def test_penalties_swept_together_are_near_their_optimum(rows, loss):
     X, y = rows
-    path = list(make_head(name).fit_path(X, y, [{"C": C} for C in (1e-3, 3e-3, 1e-2, 3e-2, 0.1)]))
-    singles = [make_head(name, C=head.C).fit(X, y) for head in path]
-    for head, single in zip(path, singles, strict=True):
-        np.testing.assert_allclose(head.predict_proba(X), single.predict_proba(X), atol=2e-4)
-    assert sum(head.n_iter_ for head in path) < sum(head.n_iter_ for head in singles)
+    Z, weights = (X - X.mean(axis=0)) / 8, np.linspace(0.5, 1.5, len(y))
+    problem, Cs = LinearProblem(Z, y, weights, 10, loss), [1e-5, 1e-3, 1e-1]
+
+    def objective(coef, intercept, C):
+        slope = loss.slope(Z @ coef.T + intercept, y, weights / weights.sum())[0]
+        return slope + np.square(coef).sum() * problem.penalty(C) / 2
+
+    for C, found in zip(Cs, Lockstep(problem).path(Cs, 3000), strict=True):
+        best = objective(*problem.solve(C)[:2], C)
+        assert best * (1 - 1e-6) <= objective(found.coef, found.intercept, C) <= best * 1.01
+
+
+def test_weaker_penalties_are_not_solved_once_the_rows_are_fitted(rows):
+    X, y = rows
+    Cs = list(np.logspace(-3, 5, 45))
+    found = list(Lockstep(LinearProblem(X[:40] / 8, y[:40], np.ones(40), 10)).path(Cs, 3000))
+    enough = next(i for i, one in enumerate(found) if one.loss < FITTED)
+    assert found[-1] is found[enough]
+    assert all(one.loss > FITTED for one in found[:enough])
+    backwards = list(Lockstep(LinearProblem(X[:40] / 8, y[:40], np.ones(40), 10)).path(Cs[::-1], 3000))
+    np.testing.assert_allclose(backwards[-1].coef, found[0].coef, atol=1e-9)
+
+
+def test_functions_minimised_together_do_not_disturb_each_other():
+    bends = np.array([[1.0, 100.0], [1e-3, 1e3], [1.0, 1.0]])
+    aims = np.array([[1.0, 2.0], [3.0, -4.0], [0.0, 0.0]])  # the third begins where it ends
+
+    def values(x, which):
+        off = x - aims[which]
+        return (bends[which] * off**2).sum(1) / 2 + 1, bends[which] * off
+
+    found, iterations = minimize_together(values, np.zeros((3, 2)), 1e-12, 100)
+    np.testing.assert_allclose(found[0], aims[0], atol=1e-5)
+    np.testing.assert_allclose(found[1, 1], aims[1, 1], atol=1e-5)
+    assert iterations[2] == 0
+    alone, _ = minimize_together(lambda x, which: values(x, which * 0 + 1), np.zeros((1, 2)), 1e-12, 100)
+    np.testing.assert_allclose(alone[0], found[1])
+
+
+@pytest.mark.parametrize("C", [-1.0, "much"])
+def test_penalty_that_cannot_be_is_named_with_its_candidate(rows, C):
+    with pytest.raises(HeadError, match=rf"With the settings {{'C': {C!r}}}: C is {C!r}"):
+        sweep_head("logistic", *rows, grid={"C": [1.0, C]}, n_jobs=1)
 
 
 def test_logistic_sweep_is_as_good_as_scikit_learns_and_takes_45_steps(rows):
@@ -175,12 +230,13 @@ def test_killed_sweep_goes_on_where_it_stopped(tmp_path):
     process.wait()
     (file,) = tmp_path.iterdir()
     kept = [json.loads(line)["key"] for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    assert 2 <= len(kept) < 24
+    fits = 4 * len(combinations(HEADS["random-forest"].grid))
+    assert 2 <= len(kept) < fits
     bar = Bar()
     X, y = load_digits(return_X_y=True)
     sweep_head("random-forest", X[:300], y[:300], n_jobs=1, folds=4, folder=tmp_path, progress=bar)
     assert bar.steps[0] == len(kept)
-    assert sum(bar.steps) == 24
+    assert sum(bar.steps) == fits
 
 
 def table(accuracy, error=0.02, loss=None):

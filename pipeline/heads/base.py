@@ -51,6 +51,7 @@ class Head(Classifier):
     set_threshold_: float
     familiarity_: Familiarity
     streams = False  # whether `fit` takes StreamedRows
+    threads = False  # whether fits run side by side in threads: quickly done, and nearly all in numpy
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Head:
         """Learn from the training rows.
@@ -92,7 +93,8 @@ class Head(Classifier):
     def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
         """Yield this head fitted with each of the settings in turn.
 
-        A head that can shares work between them; this one starts anew each time.
+        A head that can shares work between them, and stops where what is left could hardly change a choice among
+        them; this one starts anew each time.
 
         Parameters
         ----------

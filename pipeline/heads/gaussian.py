@@ -23,7 +23,7 @@ class NearestCentroidHead(LinearModel):
         Feature scaling, one of `SCALINGS`.
     """
 
-    streams = True
+    streams = threads = True
 
     def __init__(self, scaling: str = "standardize"):
         self.scaling = scaling
@@ -70,7 +70,7 @@ class LDAHead(LinearModel):
         The shrinkage used.
     """
 
-    streams = True
+    streams = threads = True
 
     def __init__(self, shrinkage: str | float = "auto", scaling: str = "standardize",
                  class_weight: str | None = None):
@@ -131,7 +131,7 @@ class GaussianNBHead(Head):
     log_prior_ : (K,) float64 array
     """
 
-    streams = True
+    streams = threads = True
 
     def __init__(self, smoothing: float = 1e-9, scaling: str = "standardize", class_weight: str | None = None):
         self.smoothing = smoothing

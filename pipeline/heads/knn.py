@@ -37,6 +37,8 @@ class KNNHead(Head):
         Their classes.
     """
 
+    threads = True
+
     def __init__(self, k: int = 10, metric: str = "cosine", votes: str = "exp", T: float = 0.07,
                  scaling: str = "standardize"):
         self.k = k

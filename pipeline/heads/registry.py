@@ -73,7 +73,7 @@ def _log_steps(low: float, high: float, count: int) -> tuple[float, ...]:
 
 for entry in (
     HeadEntry("linear", "one linear layer by SGD, AdamW or L-BFGS, best epoch kept", "linear:LinearHead", True,
-              {"weight_decay": (0.1, 0.01, 0.0), "lr": _log_steps(-4, -1, 7)}),
+              {"weight_decay": (0.01, 0.0), "lr": _log_steps(-4, -1, 7)}),
     HeadEntry("logistic", "softmax regression solved to the optimum", "solved:LogisticHead",
               grid={"C": _log_steps(-6, 5, 45)}),
     HeadEntry("linear-svm", "linear support vector machines, one against the rest", "solved:LinearSVMHead",
@@ -90,11 +90,11 @@ for entry in (
     HeadEntry("gaussian-nb", "Gaussian naive Bayes", "gaussian:GaussianNBHead",
               grid={"smoothing": _log_steps(1, -9, 11)}),
     HeadEntry("random-forest", "300 decision trees", "trees:RandomForestHead",
-              grid={"min_samples_leaf": (5, 2, 1), "max_features": ("sqrt", 0.1)}),
+              grid={"min_samples_leaf": (5, 2, 1)}),
     HeadEntry("hist-gradient-boosting", "gradient-boosted trees", "trees:HistGradientBoostingHead",
-              grid={"max_leaf_nodes": (4, 15), "learning_rate": (0.03, 0.1, 0.3)}),
+              grid={"max_leaf_nodes": (4, 15), "learning_rate": (0.1, 0.3)}),
     HeadEntry("mlp", "one hidden layer with dropout", "mlp:MLPHead", True,
-              {"hidden": (64, 256), "dropout": (0.5, 0.2), "lr": (1e-4, 3e-4, 1e-3)}),
+              {"hidden": (64, 256), "lr": (1e-4, 3e-4, 1e-3)}),
 ):
     HEADS[entry.name] = entry
 

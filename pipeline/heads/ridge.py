@@ -37,7 +37,7 @@ class RidgeHead(LinearModel):
         The path: every penalty tried, its leave-one-out squared error and accuracy.
     """
 
-    streams = True
+    streams = threads = True
 
     def __init__(self, alpha: float | str | tuple[float, ...] = "loo", scaling: str = "standardize",
                  class_weight: ClassWeight = None):

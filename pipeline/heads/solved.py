@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 
 from .base import ClassWeight, Head, LinearModel
+from .lockstep import Lockstep
+from .losses import CROSS_ENTROPY, SQUARED_HINGE, Loss
 from .out_of_fold import stratified_folds
+from .rows import StreamedRows
 from .scaling import fit_scaler
-from .solver import CROSS_ENTROPY, SQUARED_HINGE, LinearProblem, Loss, State, chosen_C
+from .solver import LinearProblem, chosen_C
 from .temperature import fit_temperature
 from .threads import one_thread
 
+Fitted = tuple[np.ndarray, np.ndarray, int, float]
+"""Coefficients (K, D), intercepts (K,), iterations taken, temperature."""
+
 
 class SolvedHead(LinearModel):
-    """Base of heads that `LinearProblem` solves; a path of penalties shares its work and starts each from the last.
+    """Base of heads that `LinearProblem` solves; a sweep's penalties are solved together, by `Lockstep`.
 
     Attributes
     ----------
@@ -29,6 +35,7 @@ class SolvedHead(LinearModel):
 
     loss: Loss
     auto: float  # what C = 'auto' stands for, times the mean squared length of a row
+    threads = True
     calibrated: bool  # whether scores need a temperature from left-out rows
 
     def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
@@ -40,8 +47,9 @@ class SolvedHead(LinearModel):
         self.seed = seed
 
     def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
-        """Yield this head fitted with each of the settings in turn; see `Head.fit_path`."""
-        if any(set(one) != {"C"} for one in settings):
+        """Yield this head fitted with each of the settings in turn, see `Head.fit_path`; penalties in lockstep."""
+        together = all(set(one) == {"C"} and not isinstance(one["C"], str) and one["C"] > 0 for one in settings)
+        if not together or isinstance(X, StreamedRows):
             yield from super().fit_path(X, y, settings)
             return
         with one_thread(X):
@@ -49,17 +57,16 @@ class SolvedHead(LinearModel):
             X, codes = head._checked_training(X, y)
             head.scaler_ = fit_scaler(head.scaling, X)
             work = _Work(head, head._scaled(X), codes)
+        found = work.path([float(one["C"]) for one in settings], self.max_iter)
         for one in settings:
             with one_thread(X):
-                yield copy(head).set_params(**one)._solve(work)
+                yield copy(head).set_params(**one)._take(*next(found))
 
     def _fit(self, Z: Any, codes: np.ndarray, validation: object) -> None:
-        self._solve(_Work(self, Z, codes))
+        self._take(*_Work(self, Z, codes).solve(chosen_C(self.C, Z, self.auto), self.max_iter))
 
-    def _solve(self, work: _Work) -> SolvedHead:
-        C = chosen_C(self.C, work.Z, self.auto)
-        coef, intercept, self.n_iter_ = work.whole.solve(C, self.max_iter)
-        self.temperature_ = work.temperature(C, self.max_iter)
+    def _take(self, coef: np.ndarray, intercept: np.ndarray, iterations: int, temperature: float) -> SolvedHead:
+        self.n_iter_, self.temperature_ = iterations, temperature
         self._keep(coef, intercept)
         return self
 
@@ -71,33 +78,29 @@ class _Work:
         self.Z, self.codes, self.views = Z, codes, head.views_
         weights = head._class_weights(codes)[codes] / head.views_  # so that C weighs an image, however many views
         folds = stratified_folds(codes, head.seed, views=head.views_) if head.calibrated else []
-        self.whole = _Solved(LinearProblem(Z, codes, weights, len(head.classes_), head.loss))
-        self.parts = [
-            (_Solved(LinearProblem(Z[train], codes[train], weights[train], len(head.classes_), head.loss)), test)
-            for train, test in folds
-        ]
+        self.left_out = [test for _, test in folds]
+        self.problems = [LinearProblem(Z, codes, weights, len(head.classes_), head.loss)]
+        self.problems += [LinearProblem(Z[train], codes[train], weights[train], len(head.classes_), head.loss)
+                          for train, _ in folds]
 
-    def temperature(self, C: float, max_iter: int) -> float:
-        if not self.parts:
-            return 1.0
-        left_out = np.empty((len(self.codes), self.whole.problem.n_classes))
-        for part, test in self.parts:
-            coef, intercept, _ = part.solve(C, max_iter)
-            left_out[test] = self.Z[test] @ coef.T + intercept
-        return fit_temperature(left_out[:: self.views], self.codes[:: self.views])  # for plain images
+    def solve(self, C: float, max_iter: int) -> Fitted:
+        """Return the optimum for one penalty."""
+        return self._fitted([problem.solve(C, max_iter=max_iter) for problem in self.problems])
 
+    def path(self, Cs: Sequence[float], max_iter: int) -> Iterator[Fitted]:
+        """Yield what is near the optimum for each penalty, see `lockstep`."""
+        paths = [Lockstep(problem).path(Cs, max_iter) for problem in self.problems]
+        for found in zip(*paths, strict=True):
+            yield self._fitted([(one.coef, one.intercept, one.iterations) for one in found])
 
-class _Solved:
-    """A problem that starts from where it ended last."""
-
-    def __init__(self, problem: LinearProblem):
-        self.problem = problem
-        self.last: State | None = None
-
-    def solve(self, C: float, max_iter: int) -> tuple[np.ndarray, np.ndarray, int]:
-        coef, intercept, iterations = self.problem.solve(C, self.last, max_iter)
-        self.last = coef, intercept
-        return coef, intercept, iterations
+    def _fitted(self, found: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Fitted:
+        """Return the first solution, of all rows, with the temperature that the others give."""
+        if not self.left_out:
+            return *found[0], 1.0
+        scores = np.empty((len(self.codes), len(found[0][1])))
+        for (coef, intercept, _), test in zip(found[1:], self.left_out, strict=True):
+            scores[test] = self.Z[test] @ coef.T + intercept
+        return *found[0], fit_temperature(scores[:: self.views], self.codes[:: self.views])  # for plain images
 
 
 class LogisticHead(SolvedHead):

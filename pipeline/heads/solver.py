@@ -10,12 +10,10 @@ rotated into their own span, which loses nothing: the optimum lies in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
 from .errors import HeadError
+from .losses import CROSS_ENTROPY, Loss
 from .rows import StreamedRows
 from .threads import SMALL, map_rows, sum_rows
 
@@ -26,64 +24,6 @@ TOLERANCE = {np.dtype(np.float32): 2e-8, np.dtype(np.float64): 1e-10}
 
 State = tuple[np.ndarray, np.ndarray]
 """Coefficients (K, D) and intercepts (K,)."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A convex loss of scores.
-
-    Attributes
-    ----------
-    slope : callable
-        From float64 scores (N, K), which it may overwrite, codes (N,) and weights (N,) to the weighted loss and its
-        derivative (N, K).
-    bend : callable
-        From scores (N, K) and codes (N,) to the (N,) mean second derivative over the classes.
-    doubled : bool
-        Whether with two classes the penalty counts twice: then it is that of the difference of the two rows of W,
-        as in binary logistic regression.
-    """
-
-    slope: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, np.ndarray]]
-    bend: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    doubled: bool = False
-
-
-def _softmax_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    rows = np.arange(len(codes))
-    scores -= scores.max(axis=1, keepdims=True)
-    own = scores[rows, codes]
-    shares = np.exp(scores, out=scores)
-    total = shares.sum(axis=1)
-    shares /= total[:, None]
-    shares[rows, codes] -= 1
-    shares *= weights[:, None]
-    return float((np.log(total) - own) @ weights), shares
-
-
-def _softmax_bend(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    return (shares * (1 - shares)).mean(axis=1)
-
-
-def _hinge_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    short, sign = _shortfall(scores, codes)
-    return float(np.square(short).sum(axis=1) @ weights), -2 * sign * short * weights[:, None]
-
-
-def _hinge_bend(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    return 2 * (_shortfall(scores, codes)[0] > 0).mean(axis=1)
-
-
-def _shortfall(scores: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    sign = np.full_like(scores, -1)
-    sign[np.arange(len(codes)), codes] = 1
-    return np.maximum(1 - sign * scores, 0), sign
-
-
-CROSS_ENTROPY = Loss(_softmax_slope, _softmax_bend, doubled=True)
-SQUARED_HINGE = Loss(_hinge_slope, _hinge_bend)
 
 
 def chosen_C(C: float | str, Z: np.ndarray | StreamedRows, auto: float) -> float:
@@ -143,16 +83,20 @@ class LinearProblem:
         max_iter : int
             Iterations at the most.
         """
-        penalty = (2 if self.loss.doubled and self.n_classes == 2 else 1) / (C * self.total)
+        penalty = self.penalty(C)
         W, free = self._inward(start)
         done, iterations = False, 0
         for stage in (*STAGES, max_iter):
             if done or iterations >= max_iter:
                 break
-            walk = _Walk(self, penalty, self._bend(W, free))
+            walk = _Walk(self, penalty, self.bend(W, free))
             W, free, taken, done = walk.run(W, free, min(stage, max_iter - iterations))
             iterations += taken
-        return *self._outward(W, free), iterations
+        return *self.outward(W, free), iterations
+
+    def penalty(self, C: float) -> float:
+        """Return the factor of half the squared coefficients."""
+        return (2 if self.loss.doubled and self.n_classes == 2 else 1) / (C * self.total)
 
     def slope(self, W: np.ndarray, free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Return the mean loss of the inner, centered rows and its derivatives, (K, D) and (K,); one walk over them."""
@@ -181,7 +125,8 @@ class LinearProblem:
             centered = np.ascontiguousarray(triangle.T)
         return centered.astype(np.float64) if centered.size <= SMALL else centered
 
-    def _bend(self, W: np.ndarray, free: np.ndarray) -> float:
+    def bend(self, W: np.ndarray, free: np.ndarray) -> float:
+        """Return the mean second derivative of the loss at inner coefficients and intercepts."""
         own, bend = W.T.astype(self.dtype), self.loss.bend
 
         def piece(Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
@@ -195,7 +140,8 @@ class LinearProblem:
         coef, intercept = start
         return (coef if self.basis is None else coef @ self.basis), intercept + coef @ self.center
 
-    def _outward(self, W: np.ndarray, free: np.ndarray) -> State:
+    def outward(self, W: np.ndarray, free: np.ndarray) -> State:
+        """Return coefficients and intercepts for rows as they were given, of those for inner rows."""
         coef = W if self.basis is None else W @ self.basis.T
         return coef, free - coef @ self.center
 

@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class SweepResult:
         What they were chosen on.
     rows : list of dict
         One a candidate in the grid's order: its settings, the mean of each of `METRICS`, `error` (standard error of
-        the metric chosen by), `seconds` (all its fits), `chosen`.
+        the metric chosen by), `seconds` (all its fits; of penalties solved together the first has them), `chosen`.
     """
 
     head: Head
@@ -81,7 +82,7 @@ def sweep_head(
     one_standard_error : bool
         Take the first candidate within one standard error of the best, as in CART.
     n_jobs : int
-        Processes; -1 is one a core.
+        Processes, or threads for heads that are quick in them; -1 is one a core.
     folder : Path, optional
         Where finished fits are kept, so that a killed sweep goes on where it stopped.
     progress : callable
@@ -210,13 +211,22 @@ def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress) 
     kept = fits.read()
     results: dict[tuple[int, int], Any] = {place: kept[key] for place, key in keys.items() if key in kept}
     jobs = [[place for place in part if place not in results] for part in _parts(task, n_jobs)]
-    parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
-    with progress(total=len(keys), desc="Sweep", unit="fit") as bar:
+    # worker processes take seconds to start; threads share the limit to BLAS and the filter, so both are set out here
+    parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1,
+                        prefer="threads" if task.head.threads else "processes")
+    with one_thread(), _few_rows_expected(), progress(total=len(keys), desc="Sweep", unit="fit") as bar:
         bar.update(len(results))
         for found in parallel(delayed(_fit_part)(task, part, fits, keys) for part in jobs if part):
             results |= found
             bar.update(len(found))
     return results
+
+
+@contextmanager
+def _few_rows_expected() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        yield
 
 
 def _opened(folder: Path | None, task: _Task) -> Fits:

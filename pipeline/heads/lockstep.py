@@ -1,0 +1,186 @@
+"""One linear classifier for many penalties at once, as near to the optimum as choosing among them needs.
+
+A pass over the rows costs hardly more for twelve penalties than for three: a product with a few columns waits for
+memory. So L-BFGS walks for a block of penalties in lockstep, all in coordinates of the Gram matrix's eigenvectors,
+into which the rows are turned once; there each penalty's preconditioner (see `solver`) is a number a coordinate.
+Every block starts from zero, so that what is found for a penalty does not depend on what was tried before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh
+
+from .solver import LinearProblem
+
+TOLERANCE = 1e-3  # squared preconditioned gradient, relative to the objective and to what it gained over zero
+FITTED = 0.02  # mean loss below which a weaker penalty is not solved anew: it would do little but lengthen the weights
+PENALTIES, COLUMNS = 12, 120  # in a block at the most; columns are penalties times classes
+BLOCK_VALUES = 250_000  # scores held at a time, so that they stay in the cache
+MEMORY = 8  # pairs of steps and changes of gradient that L-BFGS keeps
+SHORTEST = 1e-3  # step below which rounding alone decides
+
+Values = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Solution(NamedTuple):
+    """Coefficients (K, D), intercepts (K,), iterations taken, and the mean loss of the training rows."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    iterations: int
+    loss: float
+
+
+class Lockstep:
+    """A training set in memory on which many penalties are solved for.
+
+    Parameters
+    ----------
+    problem : LinearProblem
+        Of an array, not of streamed rows.
+    """
+
+    def __init__(self, problem: LinearProblem):
+        self.problem = problem
+        squares, self.axes = eigh(problem.gram.astype(problem.dtype), driver="evd", check_finite=False)
+        self.Z = np.asarray(problem.Z) @ self.axes
+        self.weights = problem.weights.astype(problem.dtype)
+        zeros = np.zeros((problem.n_classes, len(squares))), np.zeros(problem.n_classes)
+        bend = problem.bend(*zeros)
+        self.bends = bend * np.append(np.maximum(squares, 0), 1)  # the intercept's coordinate is the last
+
+    def path(self, Cs: Sequence[float], max_iter: int) -> Iterator[Solution]:
+        """Yield a solution for each inverse penalty.
+
+        Once one fits the training rows all but perfectly (`FITTED`), weaker penalties of later blocks get the same.
+        """
+        size = max(1, min(PENALTIES, COLUMNS // self.problem.n_classes))
+        fitted: tuple[float, Solution] | None = None
+        for start in range(0, len(Cs), size):
+            block = Cs[start : start + size]
+            open_ = [C for C in block if fitted is None or fitted[0] > C]
+            solved = dict(zip(open_, self._block(open_, max_iter), strict=True))
+            for C in block:
+                solution = solved[C] if fitted is None or C in solved else fitted[1]
+                if fitted is None and solution.loss < FITTED:
+                    fitted = C, solution
+                yield solution
+
+    def _block(self, Cs: Sequence[float], max_iter: int) -> list[Solution]:
+        if not Cs:
+            return []
+        problem, n_classes = self.problem, self.problem.n_classes
+        penalties = np.array([problem.penalty(C) for C in Cs])[:, None]
+        decay = np.column_stack([np.broadcast_to(penalties, (len(Cs), len(self.axes))), np.zeros(len(Cs))])
+        roots = np.sqrt(np.maximum(self.bends + decay, np.finfo(problem.dtype).tiny)).astype(problem.dtype)
+        losses = np.empty(len(Cs))
+
+        def values(flat: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            root, shrunk = roots[which, None], decay[which, None].astype(problem.dtype)
+            W = flat.reshape(len(which), n_classes, -1) / root
+            losses[which], slope = self._slope(W)
+            slope += shrunk * W
+            return losses[which] + (shrunk * W * W).sum((1, 2)) / 2, (slope / root).reshape(flat.shape)
+
+        start = np.zeros((len(Cs), n_classes * roots.shape[1]), problem.dtype)
+        found, iterations = minimize_together(values, start, TOLERANCE, max_iter)
+        W = (found.reshape(len(Cs), n_classes, -1) / roots[:, None]).astype(np.float64)
+        return [Solution(*problem.outward(one[:, :-1] @ self.axes.T, one[:, -1]), int(taken), float(loss))
+                for one, taken, loss in zip(W, iterations, losses, strict=True)]
+
+    def _slope(self, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean losses (A,) of solutions (A, K, D + 1) and their derivatives."""
+        problem, (n, n_classes, width) = self.problem, W.shape
+        flat = np.ascontiguousarray(W[:, :, :-1]).reshape(n * n_classes, width - 1)
+        losses, slope = np.zeros(n), np.zeros((n * n_classes, width), W.dtype)
+        step = max(64, BLOCK_VALUES // len(flat))
+        for start in range(0, len(self.Z), step):
+            Z, codes = self.Z[start : start + step], problem.codes[start : start + step]
+            scores = (flat @ Z.T).reshape(n, n_classes, len(Z))
+            scores += W[:, :, -1:]
+            losses += problem.loss.stacked(scores, codes, self.weights[start : start + step])
+            scores = scores.reshape(len(flat), len(Z))
+            slope[:, :-1] += scores @ Z
+            slope[:, -1] += scores.sum(axis=1)
+        return losses, slope.reshape(W.shape)
+
+
+def minimize_together(values: Values, start: np.ndarray, tolerance: float,
+                      max_iter: int) -> tuple[np.ndarray, np.ndarray]:
+    """Minimize A convex functions side by side by L-BFGS; one that is done, or goes wrong, does not hold up others.
+
+    Parameters
+    ----------
+    values : callable
+        From places (B, P) and which functions (B,) they belong to, to values (B,) above 0 and gradients (B, P).
+    start : (A, P) array
+        Overwritten.
+    tolerance : float
+        A function is done when its squared gradient is at most this share of its value, and of what it has gained.
+    max_iter : int
+
+    Returns
+    -------
+    (A, P) array, (A,) array
+        Places, and steps taken or tried.
+    """
+    x, active = start, np.arange(len(start))
+    f, g = values(x, active)
+    first, direction, length, scale = f.copy(), -g, np.ones(len(x)), np.ones(len(x))
+    pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
+    iterations = np.zeros(len(x), int)
+    while (active := active[(_dots(g, g) > tolerance * np.minimum(f, first - f))[active] & (length[active] > SHORTEST)
+                            & (iterations[active] < max_iter)]).size:
+        iterations[active] += 1
+        step = length[active, None].astype(x.dtype) * direction[active]
+        new_f, new_g = values(x[active] + step, active)
+        # the last term is the rounding of float32
+        enough = f[active] + 1e-4 * _dots(step, g[active]) + 1e-6 * f[active]
+        better = new_f <= enough
+        went = active[better]
+        length[active] = np.where(better, 1.0, 0.4 * length[active])
+        if not went.size:
+            continue
+        change = new_g[better] - g[went]
+        pairs.append(_pair(x, went, step[better], change, scale))
+        x[went] += step[better]
+        f[went], g[went] = new_f[better], new_g[better]
+        direction[went] = _downhill(g[went], pairs, scale[went], went)
+    return x, iterations
+
+
+def _pair(x: np.ndarray, went: np.ndarray, step: np.ndarray, change: np.ndarray,
+          scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what L-BFGS keeps of a round, nothing (all zero) of functions that made no step; update their scale."""
+    steps, changes, rates = np.zeros_like(x), np.zeros_like(x), np.zeros(len(x))
+    curvature, square = _dots(step, change), _dots(change, change)
+    sound = curvature > 1e-7 * np.sqrt(square * _dots(step, step))
+    kept = went[sound]
+    steps[kept], changes[kept] = step[sound], change[sound]
+    rates[kept] = 1 / curvature[sound]
+    scale[kept] = curvature[sound] / square[sound]
+    return steps, changes, rates
+
+
+def _downhill(g: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]], scale: np.ndarray,
+              which: np.ndarray) -> np.ndarray:
+    """Return the direction that L-BFGS takes from gradients (B, P) of the functions `which`."""
+    way, shares = -g, []
+    for steps, changes, rates in reversed(pairs):
+        share = rates[which] * _dots(steps[which], way)
+        way -= share[:, None].astype(way.dtype) * changes[which]
+        shares.append(share)
+    way *= scale[:, None].astype(way.dtype)
+    for (steps, changes, rates), share in zip(pairs, reversed(shares), strict=True):
+        back = share - rates[which] * _dots(changes[which], way)
+        way += back[:, None].astype(way.dtype) * steps[which]
+    return way
+
+
+def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("ap,ap->a", a, b).astype(np.float64)
