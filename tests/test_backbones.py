@@ -148,6 +148,15 @@ def test_folding_leaves_the_layer_that_is_read_as_it_was(layer, images):
     assert relative_error(ours(backbone, images[:1]), seen[0].flatten(1).numpy()) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["vit_b_16", "vit_h_14"])
+def test_vision_transformers_are_built_for_the_images_of_their_default_weights(name):
+    from pipeline.backbones import torchvision_models
+
+    with torchvision_models.shapes_only():
+        network = torchvision_models.skeleton(name)
+    assert (network.image_size,) * 2 == torchvision_models.find(name).transform(None).crop
+
+
 def test_every_torchvision_network_has_a_classifier_that_can_be_taken_off():
     for name in names():
         with shapes_only():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BUILD_SETTINGS: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
+    "vit_h_14": {"image_size": 518},  # its default weights are for larger images than its builder's default
 }
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
