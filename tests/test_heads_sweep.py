@@ -96,13 +96,17 @@ def test_penalties_swept_together_decide_as_those_fitted_alone(rows, name, class
     for C, head in zip(Cs, path, strict=True):
         single = make_head(name, C=C).fit(X[:n], y[:n])
         assert head.C == C
-        assert (head.predict(X) == single.predict(X)).mean() >= 0.96
-        assert np.sqrt(np.square(head.predict_proba(X) - single.predict_proba(X)).mean()) < 0.02
+        assert (head.predict(X) == single.predict(X)).mean() >= 0.99
+        assert np.sqrt(np.square(head.predict_proba(X) - single.predict_proba(X)).mean()) < 0.005
 
 
 @pytest.mark.parametrize("loss", [CROSS_ENTROPY, SQUARED_HINGE], ids=["softmax", "hinge"])
-def test_penalties_swept_together_are_near_their_optimum(rows, loss):
+@pytest.mark.parametrize(("few", "excess"), [(True, 5e-4), (False, 0.01)])
+def test_penalties_swept_together_are_near_their_optimum(rows, loss, few, excess, monkeypatch):
     X, y = rows
+    if not few:  # many rows are computed in float32
+        X = X.astype(np.float32)
+        monkeypatch.setattr("pipeline.heads.solver.SMALL", 0)
     Z, weights = (X - X.mean(axis=0)) / 8, np.linspace(0.5, 1.5, len(y))
     problem, Cs = LinearProblem(Z, y, weights, 10, loss), [1e-5, 1e-3, 1e-1]
 
@@ -112,7 +116,7 @@ def test_penalties_swept_together_are_near_their_optimum(rows, loss):
 
     for C, found in zip(Cs, Lockstep(problem).path(Cs, 3000), strict=True):
         best = objective(*problem.solve(C)[:2], C)
-        assert best * (1 - 1e-6) <= objective(found.coef, found.intercept, C) <= best * 1.01
+        assert best * (1 - 1e-5) <= objective(found.coef, found.intercept, C) <= best * (1 + excess)
 
 
 def test_weaker_penalties_are_not_solved_once_the_rows_are_fitted(rows):

@@ -17,7 +17,9 @@ from scipy.linalg import eigh
 
 from .solver import LinearProblem
 
-TOLERANCE = 1e-3  # squared preconditioned gradient, relative to the objective and to what it gained over zero
+# squared preconditioned gradient, relative to the objective and to what it gained over zero; of few rows, which are
+# computed in float64, each decides more, and precision costs little
+TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-5}
 FITTED = 0.02  # mean loss below which a weaker penalty is not solved anew: it would do little but lengthen the weights
 PENALTIES, COLUMNS = 12, 120  # in a block at the most; columns are penalties times classes
 BLOCK_VALUES = 250_000  # scores held at a time, so that they stay in the cache
@@ -88,7 +90,7 @@ class Lockstep:
             return losses[which] + (shrunk * W * W).sum((1, 2)) / 2, (slope / root).reshape(flat.shape)
 
         start = np.zeros((len(Cs), n_classes * roots.shape[1]), problem.dtype)
-        found, iterations = minimize_together(values, start, TOLERANCE, max_iter)
+        found, iterations = minimize_together(values, start, TOLERANCE[problem.dtype], max_iter)
         W = (found.reshape(len(Cs), n_classes, -1) / roots[:, None]).astype(np.float64)
         return [Solution(*problem.outward(one[:, :-1] @ self.axes.T, one[:, -1]), int(taken), float(loss))
                 for one, taken, loss in zip(W, iterations, losses, strict=True)]
