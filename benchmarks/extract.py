@@ -36,7 +36,8 @@ from pipeline.experiment import train_head
 from pipeline.extraction import extract_features
 
 Rows = dict[str, np.ndarray]  # features by path relative to the folder
-VARIANTS = [("float32", "torch"), ("float32", "openvino"), ("bfloat16", "torch"), ("bfloat16", "openvino")]
+VARIANTS = [("float32", "torch"), ("float32", "openvino"), ("bfloat16", "torch"), ("bfloat16", "openvino"),
+            ("int8", "openvino")]
 
 
 class Ours:
@@ -145,7 +146,7 @@ def all_ways(given: argparse.Namespace, folder: Path) -> dict[str, Callable[[], 
     """Return every way to get features by its name."""
     dataset = load_dataset(str(given.folder), cache_dir=folder)
     backbones = {precision: resolve(given.backbone, given.weights, precision=precision)
-                 for precision in ("float32", "bfloat16")}
+                 for precision in dict.fromkeys(precision for precision, _ in VARIANTS)}
     ours = {
         f"ours {precision} {engine}": Ours(dataset, backbones[precision], engine, given.device, folder)
         for precision, engine in VARIANTS if engine == "torch" or given.device == "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from ..errors import PipelineError, UnknownNameError, WeightsError
 from ..store import Spec
 from . import bundled, timm_models, torchvision_models
 from .architecture import Architecture, Listing
+from .quantised import quantisation
 from .weights import Weights, load_into, read_state
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULT = "efficientnet_lite0"
 POOLED = "pooled"
 NETWORK_FILE = "network.safetensors"  # in a run folder: the weights of a network trained as a whole
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")
 # in this order, so that a bundled name or one of timm's never waits for torchvision's import
 SOURCES: tuple[Callable[[str], Architecture | None], ...] = (bundled.find, timm_models.find, torchvision_models.find)
 
@@ -44,7 +45,7 @@ class Backbone:
     layer : str
         Where features are read; see `FeatureNetwork`.
     precision : str
-        Of the arithmetic: ``float32``, ``bfloat16`` or ``float16``.
+        Of the arithmetic: ``float32``, ``bfloat16`` or ``float16``; or ``int8``, a network made from this one.
     seed : int
         Of random weights.
     fast_decode : bool
@@ -53,6 +54,8 @@ class Backbone:
         How many views of an image it is given; by default the plain one alone.
     resize : int
         What `transform` resizes to instead of the published size; 0 where it is that.
+    quantisation : dict
+        Of ``int8``: what decides which network it is, see `pipeline.backbones.quantised`. Else empty.
     """
 
     architecture: Architecture
@@ -64,6 +67,7 @@ class Backbone:
     fast_decode: bool = False
     views: Views = PLAIN
     resize: int = 0
+    quantisation: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -96,6 +100,7 @@ class Backbone:
                 "transform": self.transform.to_dict(),
                 "precision": self.precision,
                 "decode": {**DECODE_RULES, **({"scaled": SCALED_RULE} if self.fast_decode else {})},
+                **({"quantisation": dict(self.quantisation)} if self.quantisation else {}),
                 **({"views": self.views.described(self.transform)} if self.views.count > 1 else {}),
             }
         )
@@ -157,7 +162,7 @@ def resolve(
     layer : str
         ``pooled`` (just under the classifier), or a named module, see `FeatureNetwork`.
     precision : str
-        ``float32``, ``bfloat16`` or ``float16``.
+        ``float32``, ``bfloat16``, ``float16`` or ``int8``.
     seed : int
         Of random weights.
     fast_decode : bool
@@ -171,6 +176,8 @@ def resolve(
         If nothing has that name.
     WeightsError
         If the weights are not there and cannot be downloaded.
+    EngineError
+        If what precision int8 takes is not installed.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
@@ -190,7 +197,8 @@ def resolve(
     transform = architecture.transform(tag)
     if resize:
         transform = replace(transform, resize=(resize, resize))
-    return Backbone(architecture, chosen, transform, layer, precision, seed, fast_decode, resize=resize)
+    return Backbone(architecture, chosen, transform, layer, precision, seed, fast_decode, resize=resize,
+                    quantisation=quantisation() if precision == "int8" else {})
 
 
 def find_architecture(name: str) -> Architecture:
@@ -253,7 +261,8 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
     )
     weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
     return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"],
-                    fields.get("fast_decode", False), Views(**fields.get("views", {})), fields.get("resize", 0))
+                    fields.get("fast_decode", False), Views(**fields.get("views", {})), fields.get("resize", 0),
+                    fields["spec"].get("quantisation", {}))
 
 
 def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:

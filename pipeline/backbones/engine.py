@@ -91,6 +91,11 @@ def make_engine(
     if engine == "openvino" and device not in ("auto", "cpu"):
         raise PipelineError(f"OpenVINO runs on the CPU here, not on {device!r}: use --device cpu, or --engine torch.")
     expected = openvino_engine.available() and backbone.precision in openvino_engine.PRECISIONS and _on_cpu(device)
+    if backbone.quantisation:
+        if engine not in ("auto", "openvino") or device not in ("auto", "cpu"):
+            raise PipelineError(f"An int8 network runs on OpenVINO and the CPU, not on engine {engine!r} and device "
+                                f"{device!r}: leave --engine and --device out.")
+        return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir)
     try:
         if engine == "openvino" or (engine == "auto" and expected):
             return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir)

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ..errors import EngineError
 from . import kept
 from .backbone import Backbone
 from .memory import CPU_BATCH
+from .quantised import quantisation, quantised
 
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}  # what OpenVINO's CPU computes in
+# what OpenVINO's CPU computes in; of a quantised network, what is not 8 bits
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 AGREEMENT = 1e-4  # ‖difference‖ / ‖row‖ to torch in float32; more means that the conversion went wrong
 # they decide what the converted network is
 LIBRARIES = ("image-feature-pipeline", "openvino", "torch", "torchvision", "timm")
@@ -31,7 +34,8 @@ class OpenVINOEngine:
     Parameters
     ----------
     backbone : Backbone
-        With precision ``float32`` or ``bfloat16``. OpenVINO computes in float32 where the processor has no bfloat16.
+        With precision ``float32``, ``bfloat16`` or ``int8``. OpenVINO computes in float32 where the
+        processor has no bfloat16.
     streams : int
         Threads that will call it, each of which gets a core.
     cache_dir : Path, optional
@@ -60,7 +64,9 @@ class OpenVINOEngine:
             raise EngineError(f"OpenVINO computes in {' or '.join(PRECISIONS)} here, not in {backbone.precision}.")
         path = place(cache_dir, backbone) if cache_dir else None
         network = kept.read(path, backbone.spec) if path else None
-        self._compiled = _compiled(network or _converted(backbone, path), backbone.precision, streams)
+        if network is None:
+            network = _quantised(backbone, path, cache_dir) if backbone.quantisation else _converted(backbone, path)
+        self._compiled = _compiled(network, backbone.precision, streams)
         self._requests = threading.local()
         self.notes: list[str] = []
         self.features = self(np.zeros((1, *backbone.transform.crop, 3), np.uint8)).shape[1]
@@ -80,7 +86,8 @@ def available() -> bool:
 
 def place(cache_dir: Path, backbone: Backbone) -> Path:
     """Return the file in which this backbone's converted network is kept."""
-    return kept.place(cache_dir, backbone.name, backbone.spec, LIBRARIES)
+    # which libraries quantised a network is in its spec, and it is as good with any later one
+    return kept.place(cache_dir, backbone.name, backbone.spec, () if backbone.quantisation else LIBRARIES)
 
 
 def is_prepared(backbone: Backbone, cache_dir: Path) -> bool:
@@ -132,6 +139,22 @@ def _converted(backbone: Backbone, path: Path | None) -> kept.Network:
     if path:
         kept.write(path, converted, backbone.spec)
     return converted
+
+
+def _quantised(backbone: Backbone, path: Path | None, cache_dir: Path | None) -> kept.Network:
+    """Make the 8-bit network from the converted one, and keep it at `path`."""
+    if changed := [f"{name} {then}, now {now}" for name, now in quantisation().items()
+                   if (then := backbone.quantisation.get(name)) != now]:
+        raise EngineError(f"The int8 network of {backbone.name} is not in {str(path)!r} (any more), and cannot be made "
+                          f"again as it was: it was made with {', '.join(changed)}. Put the file back, or install "
+                          "those versions.")
+    whole = replace(backbone, precision="float32", quantisation={})
+    source = place(cache_dir, whole) if cache_dir else None
+    known = kept.read(source, whole.spec) if source else None
+    made = quantised(known or _converted(whole, source), backbone.transform, _openvino())
+    if path:
+        kept.write(path, made, backbone.spec)
+    return made
 
 
 def _convert(network: Any, probe: np.ndarray, name: str) -> kept.Network:

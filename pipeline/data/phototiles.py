@@ -69,6 +69,14 @@ def list_phototiles(cache_dir: Path, progress: Progress = silent) -> Samples:
     return samples
 
 
+def photograph_files() -> list[Path]:
+    """Return the files of those photographs that are installed."""
+    folders = {package: _package_folder(package) for package in PHOTOGRAPHS}
+    places = [(folders[package], _PLACES[package], name) for package, names in PHOTOGRAPHS.items() for name in names]
+    files = [folder / place / name for folder, place, name in places if folder]
+    return [file for file in files if file.is_file()]
+
+
 def find_photographs() -> tuple[dict[str, Image.Image], list[str]]:
     """Return the photographs by class name, and the file names of those that are missing or unreadable."""
     found, missing = {}, []
