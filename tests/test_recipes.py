@@ -56,10 +56,10 @@ def test_a_recipe_runs_one_tiny_epoch(name, tiles, capfd):
     recipe, folder = load_recipe(name), tiles.parent
     flags = [
         "--data", str(tiles), "--backbone", "efficientnet_lite0", "--cache-dir", str(folder / "cache"),
-        "--runs-dir", str(folder / "runs"), "--workers", "1", "--batch-size", "4",
+        "--runs-dir", str(folder / "runs"), "--workers", "1",
     ]  # fmt: skip
     if "finetune" in recipe.steps:
-        flags += ["--epochs", "1", "--finetune.log-every", "1"]
+        flags += ["--epochs", "1", "--batch-size", "4", "--finetune.log-every", "1"]
     if recipe.settings["extract"].get("precision") == "int8":  # making that network takes half a minute
         flags += ["--extract.precision", "bfloat16"]
     out = io.StringIO()
