@@ -19,6 +19,7 @@ from .data import DEFAULT_DATA, Limits, load_dataset
 from .data.reader import DEFAULT_LIMITS
 from .data.views import Views
 from .errors import CacheError, DataError, PipelineError
+from .estimating import Estimate, estimate_extraction
 from .extraction import Extraction, extract_features
 from .fitting import Sweep, fit_head
 from .lookup import find_cache
@@ -102,6 +103,36 @@ def extract(
             path, reason = cache.skipped[0]
         raise DataError(f"{done.skipped} files gave no image, the first: {path!r}: {reason}. The other rows are kept.")
     return done
+
+
+def estimate(
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    views: int | Views | None = None,
+    val_fraction: float | None = None,
+    rehash: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    cache_dir: str | Path = "cache",
+    progress: Progress = silent,
+    **running: Any,
+) -> Estimate:
+    """Tell what `extract` would take: images, seconds, disk, memory, and what would be reused.
+
+    Images are listed and hashed, and their digests remembered, as `extract` would; nothing else is written.
+
+    Parameters
+    ----------
+    data, backbone, views, val_fraction, rehash, limits, cache_dir
+        See `extract`.
+    **running
+        Its retry_failed, batch_size, workers, device, engine.
+    """
+    network = with_views(backbone_of(backbone), views)
+    dataset = load_dataset(
+        data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
+    )
+    return estimate_extraction(dataset, network, cache_dir=Path(cache_dir), progress=progress, **running)
 
 
 def backbone_of(

@@ -13,6 +13,7 @@ from .flags import HEAD_SETTINGS
 from .predicting import as_values, print_doubts, print_predictions, save_grid, save_table, stream_to_table, table_of
 from .printing import (
     print_calibration,
+    print_estimate,
     print_json,
     print_notes,
     print_runs,
@@ -25,14 +26,17 @@ from .printing import (
 
 
 def extract(options: argparse.Namespace) -> None:
-    from ..experiment import extract
+    from ..experiment import estimate, extract
 
-    done = extract(
-        options.data, backbone_of(options), views=views_of(options), val_fraction=options.val_fraction,
-        rehash=options.rehash, retry_failed=options.retry_failed, strict=options.strict,
-        limits=_limits(options), cache_dir=options.cache_dir, batch_size=options.batch_size, workers=options.workers,
-        device=options.device, engine=options.engine, progress=progress_bars(),
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        "views": views_of(options), "val_fraction": options.val_fraction, "rehash": options.rehash,
+        "retry_failed": options.retry_failed, "limits": _limits(options), "cache_dir": options.cache_dir,
+        "batch_size": options.batch_size, "workers": options.workers, "device": options.device,
+        "engine": options.engine, "progress": progress_bars(),
+    }  # fmt: skip
+    if options.estimate:
+        return print_estimate(estimate(options.data, backbone_of(options), **asked), options)
+    done = extract(options.data, backbone_of(options), strict=options.strict, **asked)
     print_notes(done.notes)
     if options.json:
         print_json({**dataclasses.asdict(done), "path": str(done.path)})

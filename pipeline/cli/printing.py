@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -71,6 +72,32 @@ def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> N
     for sentence in () if options.json else dict.fromkeys(found):
         print(f"\n{printable(sentence)}", end="")
     print("" if options.json or not found else "\n", end="")
+
+
+def print_estimate(found: Any, options: argparse.Namespace) -> None:
+    """Say what an extraction would take."""
+    print_notes(found.notes)
+    if options.json:
+        return print_json({**dataclasses.asdict(found), "path": str(found.path)})
+    failing = f", {found.known_failures:,} known to fail" if found.known_failures else ""
+    copies = f", {found.duplicates:,} of them copies" if found.duplicates else ""
+    print(f"{found.path} would hold {found.images - found.known_failures:,} images{copies}{failing}, "
+          f"{found.skipped:,} files skipped")
+    print(f"to compute  {found.to_compute:,} images; rows of {found.reused:,} are there")
+    if found.to_compute:
+        print(f"time        about {readable_time(found.seconds)}, at {found.images_per_second:.0f} images/s "
+              f"({found.sampled:,} tried here, {found.failed:,} gave no features)")
+    print(f"disk        {readable_size(found.disk_bytes)}; {readable_size(found.disk_free)} are free")
+    print(f"memory      {readable_size(found.memory_bytes)} in this trial; {readable_size(found.memory_free)} are free")
+    if found.disk_bytes > found.disk_free:
+        print_notes(["That is more than is free; choose another place with --cache-dir."])
+
+
+def readable_time(seconds: float) -> str:
+    for unit, length in (("days", 172800), ("hours", 7200), ("minutes", 120)):
+        if seconds >= length:
+            return f"{seconds / {'days': 86400, 'hours': 3600, 'minutes': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -26,6 +26,7 @@ _HOMES = {
     "JoinedCache": "joined",
     "Plan": "plan",
     "Spec": "spec",
+    "Survey": "surveying",
     "cache_path": "paths",
     "hold": "lock",
     "list_caches": "catalog",
@@ -33,6 +34,7 @@ _HOMES = {
     "open_caches": "joined",
     "remove": "catalog",
     "superseded": "catalog",
+    "survey": "surveying",
     "unused": "catalog",
     "verify_cache": "catalog",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "JoinedCache",
     "Plan",
     "Spec",
+    "Survey",
     "cache_path",
     "hold",
     "list_caches",
@@ -52,6 +55,7 @@ __all__ = [
     "open_caches",
     "remove",
     "superseded",
+    "survey",
     "unused",
     "verify_cache",
 ]
