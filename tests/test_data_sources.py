@@ -342,6 +342,35 @@ def test_links_and_devices_in_a_tar_are_passed_over(target, tmp_path):
     assert len(dataset.skipped) == 5
 
 
+def test_what_is_passed_over_is_told_whatever_folder_it_lies_in(target, tmp_path):
+    image = write_image(target / "good.png").read_bytes()
+    with tarfile.open(target / "deep.tar", "w") as archive:
+        for name in ("photos/docs/readme.txt", "../up.png", "photos/a/x.gif", "photos/a/1.png", "photos/b/1.png"):
+            add(archive, name, image)
+    dataset = load_dataset(str(target / "deep.tar"), cache_dir=tmp_path / "c")
+    assert dataset.classes == ("a", "b")
+    assert sorted(path for path, _ in dataset.skipped) == ["../up.png", "photos/a/x.gif", "photos/docs/readme.txt"]
+
+
+def test_a_csv_file_may_name_members_of_archives(folder, target, tmp_path):
+    as_zip(folder, target)
+    rows = [f"photos.zip/{name},{name[0]}" for name in NAMES]
+    (target / "some.csv").write_text("\n".join(["path,label", *rows, "photos.zip/none.png,a"]))
+    dataset = load_dataset(str(target / "some.csv"), cache_dir=tmp_path / "c")
+    assert len(dataset) == len(NAMES)
+    assert dataset.skipped == (("photos.zip/none.png", "there is no such member in the archive"),)
+
+
+@pytest.mark.parametrize(("data", "hint"), [("http://localhost/x.zip", "remote"), ("x.parquet", "parquet")])
+def test_a_missing_extra_is_one_line_that_names_it(data, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.parquet").write_bytes(b"PAR1")
+    for library in ("fsspec", "fsspec.core", "pyarrow"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DataError, match=rf"pip install 'image-feature-pipeline\[{hint}\]'"):
+        load_dataset(data, cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.parquet", "x.arrow"])
 @pytest.mark.parametrize(
     "content", [b"", b"garbage" * 1000, b"PK\5\6" + bytes(18), b"PK\5\6" + b"\xff" * 18, b"PAR1PAR1"]

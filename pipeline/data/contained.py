@@ -112,6 +112,8 @@ def expand(data: str) -> list[str]:
         raise DataError(f"{data!r} means more than {_MOST:,} files.")
     found = [each for name in names for each in _globbed(name)]
     missing = [each for each in found if not is_url(each) and not Path(each).is_file()]
+    if missing and len(found) == 1:
+        raise DataError(f"No such file: {missing[0]!r}.")
     if missing or not found:
         where = f"{len(missing)} of {len(found)} files are missing, such as {missing[0]!r}" if found else "no such file"
         raise DataError(f"{data!r}: {where}.")

@@ -39,9 +39,10 @@ def list_folder(root: Path, progress: Progress = silent) -> Samples:
 
 
 class Tree(Protocol):
-    """Folders to look for a layout in; `prefix` is what paths relative to `samples.root` begin with."""
+    """Folders to look for a layout in; `prefix` is what paths from it begin with, `loose` what lies in none of them."""
 
     prefix: str
+    loose: list[tuple[str, str]]
 
     def scan(self, inside: str = "") -> Level:
         """List one folder."""
@@ -53,10 +54,9 @@ class Tree(Protocol):
 class FolderTree:
     """The folders of a file system."""
 
-    prefix = ""
-
     def __init__(self, root: Path):
         self.root = root
+        self.prefix, self.loose = "", list[tuple[str, str]]()
 
     def scan(self, inside: str = "") -> Level:
         """List one folder, or say why it cannot be."""
@@ -87,6 +87,7 @@ def list_tree(samples: Samples, tree: Tree, progress: Progress = silent) -> None
             groups = [(name, UNDECIDED, name) for name, _ in level.folders]
         _fill(samples, tree, groups, bar)
         _add_top_level(samples, tree.prefix, level)
+        samples.skipped += tree.loose
     if not samples.paths:
         raise NothingFoundError(_nothing_found(samples))
 

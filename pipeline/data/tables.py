@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..progress import Progress, silent
+from .places import INSIDE
 from .samples import SPLIT_OF, UNDECIDED, Samples, first_few, safe_name
 
 
@@ -110,7 +111,9 @@ def _check(rows: list[Row], file: Path) -> None:
         f"an unknown split (known: {', '.join(SPLIT_OF)})": lambda row: row.split.lower() not in {"", *SPLIT_OF},
         "a split but no label": lambda row: bool(row.split) and not row.label,
         "a path for the second time": lambda row: seen.setdefault(row.path, row.line) != row.line,
-        "a file that does not exist": lambda row: not os.path.exists(os.path.join(folder, row.path)),  # noqa: PTH110, PTH118
+        "a file that does not exist": lambda row: not (
+            os.path.exists(os.path.join(folder, row.path)) or INSIDE.search(row.path)  # noqa: PTH110, PTH118
+        ),
     }
     for what, is_faulty in faults.items():
         found = [f"{row.line} ({','.join(row[1:])!r})" for row in rows if is_faulty(row)]

@@ -23,18 +23,20 @@ class Tree:
     ----------
     prefix : str
         The folder that paths given to `scan` and `walk` start in, with a slash; paths that come back are whole.
+    loose : list of (str, str)
+        What is not to be used and lies in no folder with images below that one.
     """
 
     def __init__(self, entries: Iterable[tuple[str, str]], strip: bool = False):
-        self.prefix = ""
+        self.prefix, self.loose = "", list[tuple[str, str]]()
         self._images: dict[str, list[str]] = {"": []}
         self._skipped: dict[str, list[tuple[str, str]]] = {}
+        others = []
         self._folders: dict[str, set[str]] = {"": set()}
         for name, reason in entries:
             folder = name.rpartition("/")[0]
             if reason:
-                # a name that leads elsewhere makes no folder, and one that is no image makes no class
-                self._skipped.setdefault(folder if folder in self._images else "", []).append((name, reason))
+                others.append((name, reason))
             else:
                 if folder not in self._images:
                     self._make(folder)
@@ -44,6 +46,11 @@ class Tree:
             if only.lower() in SPLIT_OF or not self.prefix.count("/") < 8:
                 break
             self.prefix += f"{only}/"
+        # a name that leads elsewhere makes no folder, and a file that is no image makes no class
+        for name, reason in others:
+            folder = name.rpartition("/")[0]
+            inside = folder in self._images and f"{folder}/".startswith(self.prefix)
+            (self._skipped.setdefault(folder, []) if inside else self.loose).append((name, reason))
 
     def _make(self, folder: str) -> None:
         while folder and folder not in self._images:
@@ -57,9 +64,7 @@ class Tree:
         folder = (self.prefix + inside).rstrip("/")
         start = len(folder) + 1 if folder else 0
         images = sorted(name[start:] for name in self._images.get(folder, ()))
-        # what lies outside of the folder that was stripped is told of with the rest
-        skipped = sorted((name[start:] if name.startswith(folder) else name, reason)
-                         for name, reason in self._skipped.get(folder, ()))  # fmt: skip
+        skipped = sorted((name[start:], reason) for name, reason in self._skipped.get(folder, ()))
         return Level(images, [(name, False) for name in sorted(self._folders.get(folder, ()))], skipped)
 
     def walk(self, inside: str = "", bar: Any = None) -> Iterator[tuple[str, str]]:
