@@ -108,6 +108,7 @@ def test_the_command_line_goes_before_the_recipe():
     ("[finetun]\nepochs = 3", "Unknown section of recipe mine 'finetun'. Did you mean 'finetune'"),
     ("acuracy = 0.9\n[extract]", "Unknown entry of recipe mine 'acuracy'. Did you mean 'accuracy'"),
     ("[finetune]\nepochs = 'three'", "Recipe mine, [finetune]: Argument --epochs: invalid int value: 'three'"),
+    ("accuracy = 94", "has accuracy 94: expected a share between 0 and 1"),
     ("[finetune", "is no TOML"),
 ])  # fmt: skip
 def test_a_wrong_recipe_is_one_line_with_a_suggestion(text, hint, tmp_path, capsys):

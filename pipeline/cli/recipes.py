@@ -87,10 +87,10 @@ def run_recipe(options: argparse.Namespace) -> None:
     try:
         result = carry_out(recipe, overrides, _in_own_process, sys.stderr if options.json else sys.stdout)
     except StepFailedError as error:
-        if not overrides.keys() & {"backbone", "weights"}:
+        if "weights" in recipe.settings.get(ALL, {}) and not overrides.keys() & {"backbone", "weights"}:
             words = ["pipeline", "recipe", "run", recipe.name, *shlex.split(_as_text(overrides))]
             instead = shlex.join([*words, "--backbone", "efficientnet_lite0"])
-            error.args = (f"{error} Weights that need no download: `{instead}`.",)
+            error.args = (f"{error} If weights could not be had: `{instead}` needs no download of them.",)
         raise
     if options.json:
         print_json(result)

@@ -83,4 +83,6 @@ def load_recipe(name: str) -> Recipe:
     for key in ("title", "split"):
         if not isinstance(facts.get(key), str):
             raise PipelineError(f"The recipe {str(path)!r} needs a {key}, a text.")
+    if not isinstance(accuracy := facts.get("accuracy", 0.0), (int, float)) or not 0 <= accuracy <= 1:
+        raise PipelineError(f"The recipe {str(path)!r} has accuracy {accuracy!r}: expected a share between 0 and 1.")
     return Recipe(path.stem, facts, sections)
