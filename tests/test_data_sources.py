@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 from images import served, write_image, write_images
 
 import pipeline
+from pipeline.cli import main
 from pipeline.data import Limits, UnreadableImageError, fingerprints, list_images, load_dataset, read_bytes
 from pipeline.data.contained import expand
 from pipeline.data.sources import Source, open_container
@@ -27,6 +29,7 @@ from pipeline.data.sources.archives import Archive
 from pipeline.data.sources.stores import StoreSource
 from pipeline.data.sources.tables import Table
 from pipeline.errors import DataError
+from pipeline.thumbnails import jpeg, missing
 
 NAMES = [f"{label}/{number}.png" for label in ("ants", "bees") for number in range(10)]
 Packer = Callable[[Path, Path], str]  # from a folder with class folders, and a place to write to, to what --data takes
@@ -224,6 +227,23 @@ def test_rows_are_the_folders_bit_for_bit_and_shared_with_it(pack, folder, targe
                 for each in (first, second)]  # fmt: skip
     assert rows[0] == rows[1]
     assert pipeline.extract(data, "pixels", cache_dir=tmp_path / "a").computed == 0
+
+
+@pytest.mark.parametrize("kind", ["zip", "parquet", "memory"])
+def test_every_command_takes_it(kind, folder, target, tmp_path, capsys):
+    data, common = PACKERS[kind](folder, target), ["--cache-dir", str(tmp_path / "c")]
+    chosen, runs = ["--data", data, "--backbone", "pixels"], ["--runs-dir", str(tmp_path / "r")]
+    assert main(["extract", *chosen, *common]) == 0
+    assert main(["train-head", *chosen, *common, *runs, "--head", "nearest-centroid", "--name", "run"]) == 0
+    assert main(["report", *common, *runs, "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["audit", *chosen, *common, *runs, "--sheets", str(tmp_path / "sheets")]) == 0
+    assert main(["cache", "verify", "--recompute", "5", *common]) == 0
+    assert "5 images through the backbone again" in capsys.readouterr().out
+    assert main(["predict", data, *common, *runs, "--csv", str(tmp_path / "p.csv")]) == 0
+    assert "20 images classified, 0 unreadable" in capsys.readouterr().out
+    grey = base64.b64encode(jpeg(missing(56), 60)).decode()
+    page = (tmp_path / "page.html").read_text()
+    assert grey not in page and page.count("data:image/jpeg") >= len(NAMES)
 
 
 KILLED = """
