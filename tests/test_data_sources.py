@@ -283,6 +283,17 @@ def test_a_server_on_the_network(kind, folder, target, tmp_path):
             "parquet" else True  # fmt: skip
 
 
+def test_a_server_without_ranges_is_read_from_a_copy(folder, target, tmp_path):
+    pytest.importorskip("aiohttp")
+    for number in range(4):  # past what fsspec reads at once
+        (folder / f"ants/large{number}.png").write_bytes(np.random.default_rng(number).bytes(2_000_000))
+    as_zip(folder, target)
+    with served(target) as address:
+        with pytest.raises(DataError, match="whole files only; put simplecache:: before the URL"):
+            load_dataset(f"{address}/photos.zip", cache_dir=tmp_path / "c")
+        assert contents(f"simplecache::{address}/photos.zip", tmp_path / "c") == contents(str(folder), tmp_path / "c")
+
+
 def test_a_server_that_is_not_there_is_one_clear_error(tmp_path):
     pytest.importorskip("aiohttp")
     for url in ("http://127.0.0.1:9/photos", "http://127.0.0.1:9/photos.zip"):

@@ -146,6 +146,8 @@ def why(error: BaseException) -> str:
     """Return one line about what went wrong, whatever library says so."""
     text = str(getattr(error, "strerror", None) or error) or type(error).__name__
     text = " ".join(text.split())[:200]
+    if "range requests" in text:  # fsspec's words
+        return "the server sends whole files only; put simplecache:: before the URL to read a copy of it"
     return f"there is no such file ({text})" if isinstance(error, FileNotFoundError) else text
 
 
