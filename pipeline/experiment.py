@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backbones import DEFAULT, POOLED, Backbone, resolve
+from .backbones import DEFAULT, POOLED, Backbone, resolve_again
 from .budget import SHARE, available_memory, must_stream
 from .certainty import Calibration, calibrated
 from .comparison import compared
@@ -89,7 +89,7 @@ def extract(
     >>> with pipeline.extract("photos/").open() as cache:    # doctest: +SKIP
     ...     X, y = cache.split("train")
     """
-    network = with_views(backbone_of(backbone, weights, layer, precision, seed), views)
+    network = with_views(backbone_of(backbone, weights, layer, precision, seed, cache_dir=cache_dir), views)
     dataset = load_dataset(
         data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
     )
@@ -128,7 +128,7 @@ def estimate(
     **running
         Its retry_failed, batch_size, workers, device, engine.
     """
-    network = with_views(backbone_of(backbone), views)
+    network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
     dataset = load_dataset(
         data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
     )
@@ -137,10 +137,13 @@ def estimate(
 
 def backbone_of(
     backbone: str | Backbone, weights: str | Path | None = None, layer: str = POOLED, precision: str = "float32",
-    seed: int = 0,
+    seed: int = 0, *, cache_dir: str | Path | None = None,
 ) -> Backbone:  # fmt: skip
-    """Return a backbone given by name or as one."""
-    return backbone if isinstance(backbone, Backbone) else resolve(backbone, weights, layer, precision, seed)
+    """Return a backbone given by name or as one; with `cache_dir`, what the name meant is remembered there."""
+    if isinstance(backbone, Backbone):
+        return backbone
+    remembered = None if cache_dir is None else Path(cache_dir)
+    return resolve_again(backbone, weights, layer, precision, seed, False, None, cache_dir=remembered)
 
 
 def with_views(backbone: Backbone, views: int | Views | None) -> Backbone:
@@ -339,7 +342,7 @@ def opened(
     if features is not None:
         cache = open_caches([features] if isinstance(features, (str, Path)) else features)
     else:
-        network = with_views(backbone_of(backbone), views)
+        network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
         cache = find_cache(data, network, cache_dir=cache_dir, progress=progress)
     with cache:
         if views is not None and cache.views != (asked := views.count if isinstance(views, Views) else views):

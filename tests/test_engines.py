@@ -260,6 +260,19 @@ def test_extracting_new_images_and_predicting_need_no_torch(tmp_path):
     assert not after(commands(["predict", *places, *runs, *cpu, str(new)])) & {*HEAVY, "sklearn"}
 
 
+def test_a_second_extraction_from_python_imports_no_library_of_networks(tmp_path):
+    for number, label in enumerate(("a", "b")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.fromarray(load_sample_images().images[number]).save(tmp_path / "photos" / label / "1.png")
+    code = f"""
+import pipeline
+done = pipeline.extract({str(tmp_path / "photos")!r}, "resnet18", weights="random", cache_dir={str(tmp_path)!r})
+print(done.computed)
+"""
+    assert "torchvision" in after(code)
+    assert not after(code) & set(HEAVY)
+
+
 def test_what_a_name_meant_is_remembered_without_importing_what_told_it(tmp_path):
     code = f"""
 from pathlib import Path
