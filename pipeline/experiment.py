@@ -143,7 +143,7 @@ def backbone_of(
     if isinstance(backbone, Backbone):
         return backbone
     remembered = None if cache_dir is None else Path(cache_dir)
-    return resolve_again(backbone, weights, layer, precision, seed, False, None, cache_dir=remembered)
+    return resolve_again(backbone, weights, layer, precision, seed, cache_dir=remembered)
 
 
 def with_views(backbone: Backbone, views: int | Views | None) -> Backbone:
