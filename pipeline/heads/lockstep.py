@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
 
 from .solver import LinearProblem
 
@@ -49,6 +48,8 @@ class Lockstep:
 
     def __init__(self, problem: LinearProblem):
         self.problem = problem
+        from scipy.linalg import eigh
+
         squares, self.axes = eigh(problem.gram.astype(problem.dtype), driver="evd", check_finite=False)
         self.Z = np.asarray(problem.Z) @ self.axes
         self.weights = problem.weights.astype(problem.dtype)
