@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from .backbones import Backbone, Embedder
-from .budget import available_memory
 from .data import Dataset, UnreadableImageError
+from .memory import available_memory
 from .progress import Progress, silent
 from .store import cache_path, survey
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backbones import DEFAULT, POOLED, Backbone, resolve_again
-from .budget import SHARE, available_memory, must_stream
+from .budget import memory_limit, must_stream
 from .certainty import Calibration, calibrated
 from .comparison import compared
 from .data import DEFAULT_DATA, Limits, load_dataset
@@ -262,7 +262,7 @@ def train_heads(
     jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
     place = Path(runs_dir)
     with opened(features, data, backbone, cache_dir, progress, views) as cache:
-        most = max_memory if max_memory is not None else int(SHARE * available_memory())
+        most = memory_limit(max_memory)
         each = most // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
             return [_train(cache, name, own, seed, sweep, repeats, calibration, place, tta, max_memory=most,

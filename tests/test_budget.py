@@ -11,12 +11,13 @@ import store_tools
 from store_tools import digest, listing
 
 from pipeline import fitting
-from pipeline.budget import available_memory, must_stream
+from pipeline.budget import must_stream
 from pipeline.cli import main
 from pipeline.cli.flags import memory
 from pipeline.errors import CacheError
 from pipeline.fitting import Sweep, fit_head, probabilities_of
 from pipeline.heads import HEADS
+from pipeline.memory import available_memory
 from pipeline.store import FeatureCache
 
 META = {"dataset": "photos", "root": "images", "backbone": "test", "label": "test", "description": {"name": "test"}}

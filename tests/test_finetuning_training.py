@@ -16,9 +16,9 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.evaluation import evaluate
 from pipeline.finetuning import STRATEGIES, FinetuneSettings, train
 from pipeline.finetuning.batches import Decoder, epoch_order, grouped
-from pipeline.finetuning.memory import available_memory
 from pipeline.finetuning.optimisation import Targets, mix_images
 from pipeline.heads import LinearHead, make_head
+from pipeline.memory import available_memory
 
 QUICK = {"epochs": 1, "batch_size": 6, "augmentation": "none", "precision": "float32"}
 

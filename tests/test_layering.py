@@ -16,8 +16,8 @@ ROOT = Path(pipeline.__file__).parent
 ROOMS = [
     "__main__", "cli", "experiment", "upkeep", "lookup", "scoring", "certainty", "learning_curve", "fitting",
     "estimating", "budget", "auditing", "report", "export", "streaming", "thumbnails", "extraction", "finetuning",
-    "classifier", "runs", "heads", "backbones", "data", "store", "recipes", "comparison", "evaluation", "progress",
-    "registry", "errors", "__init__",
+    "classifier", "runs", "heads", "backbones", "data", "store", "recipes", "comparison", "evaluation", "memory",
+    "progress", "registry", "errors", "__init__",
 ]  # fmt: skip
 
 

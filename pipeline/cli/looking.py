@@ -87,7 +87,6 @@ def summary(options: argparse.Namespace) -> None:
 
 
 def _add_audit(verbs: Any) -> None:
-
     parser = add_command(verbs, "audit", audit, "look for duplicates, leaks and wrong labels in cached features")
     add_features(parser)
     add_data(parser, splitting=False)
@@ -104,7 +103,6 @@ def _add_audit(verbs: Any) -> None:
 
 
 def _add_report(verbs: Any) -> None:
-
     parser = add_command(verbs, "report", report, "write a page about a run, for any browser")
     parser.add_argument("--run", help="name or folder of a run (default: the latest)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
@@ -128,7 +126,6 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _add_export(verbs: Any) -> None:
-
     parser = add_command(verbs, "export", export, "write a run as one file for other programs")
     parser.add_argument("--run", help="name or folder of a run (default: the latest)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")

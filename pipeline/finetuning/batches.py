@@ -17,7 +17,7 @@ from PIL import Image
 from ..backbones.embedding import available_cores
 from ..data import Dataset, Transform, UnreadableImageError, decode
 from ..data.augmentation import AUGMENTATIONS
-from .memory import available_memory
+from ..memory import available_memory
 
 BYTES_A_PIXEL = 4  # Pillow keeps RGB in four
 AHEAD = 2  # batches decoded before they are asked for

@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import DataError
 from ..reader import Limits, UnreadableImageError
 from .base import Labelled, Source
-from .blobs import Blob, size_of, why
+from .blobs import Blob, refusing, size_of
 from .names import clean, is_plain, verdict
 from .webdataset import LABEL_BYTES, LABEL_SUFFIXES, Groups
 
@@ -50,13 +50,8 @@ class Archive(Source):
         self._places: dict[str, int] = {}
         columns = self._numbers = array("q")
         self._skipped: list[tuple[str, str]] = []
-        try:
-            with blob.open() as file:
-                self._index(file)
-        except DataError:
-            raise
-        except Exception as error:  # OSError, tarfile's, struct's, and whatever a store's library raises
-            raise DataError(f"{blob.location} cannot be read as a {self.kind} archive: {why(error)}.") from error
+        with refusing(blob.location, f"a {self.kind} archive"), blob.open() as file:
+            self._index(file)
         self._columns = np.frombuffer(columns, np.int64).reshape(-1, 4)
 
     def _index(self, file: BinaryIO) -> None:

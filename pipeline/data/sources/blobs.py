@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -140,6 +142,17 @@ def mark_of(info: dict[str, Any]) -> bytes:
         return b""
     told = told.timestamp() if hasattr(told, "timestamp") else told  # listings and questions differ in this
     return hashlib.blake2b(f"{info.get('size')} {told}".encode(), digest_size=16).digest()
+
+
+@contextmanager
+def refusing(location: str, kind: str) -> Iterator[None]:
+    """Turn whatever a library raises at a file that it cannot read into one line that says what was wanted of it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # OSError, tarfile's, struct's, pyarrow's, and whatever a store's library raises
+        raise DataError(f"{location} cannot be read as {kind}: {why(error)}.") from error
 
 
 def why(error: BaseException) -> str:

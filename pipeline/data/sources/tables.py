@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import DataError
 from ..reader import Limits, UnreadableImageError
 from .base import Labelled, Source
-from .blobs import Blob, LocalBlob, why
+from .blobs import Blob, LocalBlob, refusing, why
 
 PYARROW = "Parquet and Arrow files need pyarrow: pip install 'image-feature-pipeline[parquet]'."
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "photo", "bytes", "content")
@@ -55,12 +55,8 @@ class Table(Source):
             raise DataError(PYARROW) from error
         self.location = blob.location
         self._blob = blob
-        try:
+        with refusing(blob.location, self.kind):
             counts, labels = self._open()
-        except DataError:
-            raise
-        except Exception as error:  # pyarrow's, OSError, and whatever a store's library raises
-            raise DataError(f"{blob.location} cannot be read as {self.kind}: {why(error)}.") from error
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._labels = labels
         self._loaded: WeakValueDictionary[int, _Chunk] = WeakValueDictionary()

@@ -1,4 +1,4 @@
-"""How much memory there is for decoded images."""
+"""How much memory this process may take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def available_memory(root: Path = Path("/")) -> int:
     for limit, used in (("memory.max", "memory.current"),  # version 2, and 1
                         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         values = [*_lines(group / limit)[:1], *_lines(group / used)[:1]]
-        if len(values) == 2 and values[0] != "max":
+        if len(values) == 2 and values[0].isdigit():  # "max" where there is no limit
             found.append(int(values[0]) - int(values[1]))
     return max(0, min(found, default=UNKNOWN))
 
