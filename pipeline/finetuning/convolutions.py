@@ -57,23 +57,19 @@ def _input_gradient(gradient, images, weight, stride, padding, dilation):
 
 
 def _weight_gradient(gradient, images, weight, stride, padding, dilation):
-    """Compute the gradient of a kernel in parts, each that of a quick kernel on shifted images."""
+    """Compute the gradient of a kernel in columns, each that of a narrow kernel on shifted images."""
     mask = [False, True, False]
-    if dilation != [1, 1] or max(weight.shape[2:]) <= QUICK:
+    width = weight.shape[3]
+    if dilation != [1, 1] or width <= QUICK:
         return _backward(gradient, images, weight, stride, padding, dilation, mask)[1]
-    parts = [-(-side // QUICK) for side in weight.shape[2:]]
-    reach = [step * (side - 1) for step, side in zip(stride, gradient.shape[2:], strict=True)]
-    rows, columns = (length + QUICK * count - before - side for length, count, before, side in
-                     zip(reach, parts, padding, images.shape[2:], strict=True))
-    padded = F.pad(images, (padding[1], columns, padding[0], rows))
-    found = weight.new_empty(len(weight), 1, QUICK * parts[0], QUICK * parts[1])
-    for top in range(0, found.shape[2], QUICK):
-        for left in range(0, found.shape[3], QUICK):
-            place = (..., slice(top, top + QUICK), slice(left, left + QUICK))
-            seen = padded[..., top : top + reach[0] + QUICK, left : left + reach[1] + QUICK]
-            seen = seen.contiguous(memory_format=torch.channels_last)
-            found[place] = _backward(gradient, seen, found[place], stride, [0, 0], dilation, mask)[1]
-    return found[..., : weight.shape[2], : weight.shape[3]]
+    reach = stride[1] * (gradient.shape[3] - 1) - images.shape[3]
+    found = []
+    for left in range(0, width, QUICK):
+        columns = weight[..., left : left + QUICK]
+        before = padding[1] - left
+        seen = F.pad(images, (before, reach - before + columns.shape[3]))  # a negative number cuts off
+        found.append(_backward(gradient, seen, columns, stride, [padding[0], 0], dilation, mask)[1])
+    return torch.cat(found, 3)
 
 
 class _Mode(TorchFunctionMode):
