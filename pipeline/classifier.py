@@ -50,6 +50,8 @@ class Prediction:
     possible : tuple of str or None
         The labels that hold the truth as often as the calibration promises, the likeliest first; None where the head
         is not calibrated.
+    scores : dict of str to float, or None
+        What the head gives every class, before that becomes a probability; None where it was not asked for.
     """
 
     path: str
@@ -60,6 +62,7 @@ class Prediction:
     abstained: bool = False
     unfamiliar: bool | None = None
     possible: tuple[str, ...] | None = None
+    scores: Mapping[str, float] | None = None
 
 
 class ImageClassifier:
@@ -77,6 +80,8 @@ class ImageClassifier:
         What one image may cost.
     abstain_below : float
         Probability below which a prediction is marked as abstained.
+    scores : bool
+        Whether predictions tell raw scores too.
 
     Raises
     ------
@@ -103,10 +108,12 @@ class ImageClassifier:
         cache_dir: str | Path = "cache",
         limits: Limits = DEFAULT_LIMITS,
         abstain_below: float = 0.0,
+        scores: bool = False,
     ):
         if not 0 <= abstain_below <= 1:
             raise PipelineError(f"Abstaining goes by a probability from 0 to 1, not {abstain_below:g}.")
         self.abstain_below = abstain_below
+        self.scores = scores
         self.backbone = backbone
         self.head = head
         self.classes = tuple(classes)
@@ -178,7 +185,7 @@ class ImageClassifier:
         Raises
         ------
         PipelineError
-            If views are to be averaged, but the backbone has the plain one alone.
+            If views are to be averaged, but the backbone has the plain one alone, or scores were asked for.
         """
         images = [images] if isinstance(images, (str, Path, bytes)) else list(images)
         with progress(total=len(images), desc="predict", unit="image") as bar:
@@ -193,6 +200,8 @@ class ImageClassifier:
         if tta and (len(self.backbone.parts) > 1 or self.backbone.parts[0].views.count == 1):
             raise PipelineError("There are no views to average over: the head was trained on plain images alone. "
                                 "Extract and train with --views 4, say, or leave --tta out.")
+        if tta and self.scores:
+            raise PipelineError("Raw scores are one view's, and --tta averages probabilities: leave one of them out.")
 
         def classify(job: tuple[int, list[Any]]) -> list[Prediction]:
             first, chunk = job
@@ -231,12 +240,14 @@ class ImageClassifier:
         from .heads import prediction_sets, probabilities
         from .heads.scores import plain
 
-        scores = probabilities(self.head, rows, len(self.classes))
+        found = probabilities(self.head, rows, len(self.classes))
+        raw = self.head.scores(rows).tolist() if self.scores else None
+        known_classes = [self.classes[label] for label in self.head.classes_]
         strange = self.head.familiarity_.unlike(plain(rows)) if self.calibrated else None
         # the sets' coverage was found on plain images: averages are other probabilities
         known = self.calibrated and rows.ndim == 2
-        sets = prediction_sets(scores, self.head.set_threshold_) if known else None
-        for index, own in enumerate(scores):
+        sets = prediction_sets(found, self.head.set_threshold_) if known else None
+        for index, own in enumerate(found):
             order = np.argsort(-own, kind="stable").tolist()
             prob = float(own[order[0]])
             yield Prediction(
@@ -244,6 +255,7 @@ class ImageClassifier:
                 abstained=prob < self.abstain_below,
                 unfamiliar=None if strange is None else bool(strange[index]),
                 possible=None if sets is None else tuple(self.classes[label] for label in order if sets[index, label]),
+                scores=None if raw is None else dict(zip(known_classes, raw[index], strict=True)),
             )
 
 

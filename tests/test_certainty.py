@@ -115,6 +115,16 @@ def test_predict_tells_what_it_does_not_know(here, capsys):
     assert all(one["unfamiliar"] for one in strange) and not any(one["abstained"] for one in strange)
 
 
+def test_raw_scores_are_what_probabilities_are_made_of(here, capsys):
+    for one in predicted(capsys, "data/test", "--run", "plain", "--scores")["predictions"]:
+        known = {name: np.exp(score - max(one["scores"].values())) for name, score in one["scores"].items()}
+        assert one["prob"] == pytest.approx(known[one["label"]] / sum(known.values()))
+    assert "scores" not in predicted(capsys, "data/test", "--run", "plain")["predictions"][0]
+    for other, why in (("--csv=out.csv", "tables hold probabilities"), ("--tta", "no views")):
+        assert main(["predict", "data/test", "--run", "plain", "--scores", other]) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_how_often_it_abstains_is_what_its_metrics_foretold(here, capsys):
     found = predicted(capsys, "data/test", "--run", "sure", "--abstain-below", "0.9")["predictions"]
     (told,) = [one for one in Run.open("sure", here / "runs").metrics["splits"]["test"]["abstaining"]

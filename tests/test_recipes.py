@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.cli import main
-from pipeline.cli.recipes import _overrides, _plan, carry_out, in_this_process
+from pipeline.cli.planning import overrides_of, plan
+from pipeline.cli.recipes import carry_out
+from pipeline.cli.running import in_this_process
 from pipeline.recipes import load_recipe, names
 from pipeline.runs import Run
+from pipeline.thumbnails import PAPER
+from tests.images import served
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def test_a_recipe_runs_one_tiny_epoch(name, tiles, capfd):
     if recipe.settings["extract"].get("precision") == "int8":  # making that network takes half a minute
         flags += ["--extract.precision", "bfloat16"]
     out = io.StringIO()
-    done = carry_out(recipe, _overrides(recipe, flags), in_this_process, out)
+    done = carry_out(recipe, overrides_of(recipe, flags), in_this_process, out)
     rows = {row["way"]: row for row in done["results"]}
     assert rows["published"].get("accuracy") == recipe.facts.get("accuracy")
     for way in rows.keys() - {"published"}:
@@ -74,6 +79,8 @@ def test_a_recipe_runs_one_tiny_epoch(name, tiles, capfd):
         assert rows[way]["accuracy"] == scores["accuracy"]
     assert rows["from cached features"]["selection"] != "val"
     assert all(Image.open(path).format == "PNG" for path in done["pictures"])
+    assert (" score " in out.getvalue()) == (recipe.settings.get("predict", {}).get("scores", False))
+    assert ("--run recipe-" in done["commands"][-1]) == ("predict" in recipe.steps)
     said = capfd.readouterr().err
     assert ("batch 1/2  loss" in said) == ("finetune" in recipe.steps)
     assert ("multiply-adds" in out.getvalue()) == ("summary" in recipe.steps)
@@ -93,13 +100,15 @@ def test_run_types_the_commands_that_show_prints(tiles, tmp_path):
 
 def test_the_command_line_goes_before_the_recipe():
     recipe = load_recipe("a1")
-    plan = _plan(recipe, _overrides(recipe, ["--epochs=3", "--backbone", "vgg16", "--extract.precision", "bfloat16"]))
-    finetune, extract, head = (" ".join(plan[step]) for step in ("finetune", "extract", "train-head"))
+    flags = ["--epochs=3", "--backbone", "vgg16", "--extract.precision", "bfloat16", "--set", "tol=1", "--set", "x=2"]
+    planned = plan(recipe, overrides_of(recipe, flags))
+    finetune, extract, head = (" ".join(planned[step]) for step in ("finetune", "extract", "train-head"))
     assert "--epochs 3" in finetune and "--epochs 25" not in finetune
     assert "--weights" not in finetune  # they were ResNet-18's
     assert "--precision" not in finetune and "--precision bfloat16" in extract
     assert "--precision bfloat16" in head  # or it would look for other features
     assert "--epochs" not in head
+    assert "--set tol=1 --set x=2" in head
 
 
 @pytest.mark.parametrize(("text", "hint"), [
@@ -120,6 +129,7 @@ def test_wrong_words_are_one_line_with_a_suggestion(capsys):
     assert "Did you mean '--epochs'" in error_of(capsys, "show", "A1", "--epoch", "3")
     assert "Did you mean 'extract'" in error_of(capsys, "run", "A1", "--only", "extrac")
     assert "Expected a flag, not 'fast'" in error_of(capsys, "run", "A1", "fast")
+    assert "Expected a flag, not '4'" in error_of(capsys, "run", "A1", "--epochs", "3", "4")
     assert "needs --data: 500 cats and dogs" in error_of(capsys, "run", "B")
 
 
@@ -128,3 +138,24 @@ def test_a_failing_step_ends_the_run_and_says_what_to_type(tiles, tmp_path, capf
     broken = ["--only", "extract", "--data", str(tiles), "--layer", "nowhere", "--backbone", "efficientnet_lite0"]
     assert main(["recipe", "run", "A1", *broken]) == 2
     assert capfd.readouterr().err.endswith("error: `pipeline extract` failed, see above.\n")
+
+
+def test_images_behind_a_url_are_drawn_and_predicted(tiles, tmp_path):
+    mine = recipe_file(tmp_path, "[extract]\n[train-head]\nhead = 'ridge'\n[predict]\nscores = true")
+    shutil.make_archive(str(tmp_path / "web" / "tiles"), "zip", tiles)
+    out, recipe = io.StringIO(), load_recipe(mine)
+    with served(tmp_path / "web", ranges=True) as address:
+        flags = ["--data", f"{address}/tiles.zip", "--backbone", "pixels", "--cache-dir", str(tmp_path / "cache"),
+                 "--runs-dir", str(tmp_path / "runs")]  # fmt: skip
+        done = carry_out(recipe, overrides_of(recipe, flags), in_this_process, out)
+    assert f"{address}/tiles.zip/val/china/4.png" in out.getvalue()
+    colours = Image.open(done["pictures"][0]).getcolors(1_000_000)
+    assert max(count for count, colour in colours if colour != PAPER) < 64 * 64  # no grey square in an image's place
+
+
+def test_help_and_commands_without_data_need_none(tiles, capsys):
+    with pytest.raises(SystemExit):
+        main(["recipe", "run", "A1", "--help"])
+    assert "--only STEP" in capsys.readouterr().out
+    assert main(["recipe", "show", "B", "--only", "summary"]) == 0
+    assert "pipeline summary --backbone vgg16" in capsys.readouterr().out

@@ -10,7 +10,16 @@ from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
 from .flags import HEAD_SETTINGS
-from .predicting import as_values, print_doubts, print_predictions, save_grid, save_table, stream_to_table, table_of
+from .predicting import (
+    as_values,
+    print_doubts,
+    print_predictions,
+    print_scores,
+    save_grid,
+    save_table,
+    stream_to_table,
+    table_of,
+)
 from .printing import (
     print_calibration,
     print_estimate,
@@ -157,6 +166,7 @@ def predict(options: argparse.Namespace) -> None:
     classifier = ImageClassifier.load(
         run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
         cache_dir=options.cache_dir, limits=_limits(options), abstain_below=options.abstain_below,
+        scores=options.scores,
     )
     if table and not (options.json or options.grid):
         stream_to_table(classifier, run, paths, table, bool(options.parquet), options.tta)
@@ -172,12 +182,14 @@ def predict(options: argparse.Namespace) -> None:
     if options.grid:
         save_grid(found, options.grid)
     if options.json:
-        print_json({"predictions": [as_values(each) for each in found],
+        print_json({"predictions": [as_values(each, options.scores) for each in found],
                     "failed": [{"path": each.path, "reason": each.reason} for each in failed]})
     elif table:
         print(f"{table}: {len(found) - len(failed)} images classified, {len(failed)} unreadable")
     else:
         print_predictions(found)
+        if options.scores:
+            print_scores(found)
     print_doubts(classifier, run, found)
     print_notes(f"no prediction for {each.path!r}: {each.reason}" for each in failed[:5])
     if len(failed) > 5:

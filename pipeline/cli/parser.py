@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
                          help="write all probabilities to a CSV file; goes on where it was interrupted")
     predict.add_argument("--parquet", type=Path, metavar="FILE", help="likewise to a Parquet file")
     predict.add_argument("--grid", type=Path, metavar="FILE", help="draw the first images with their labels (PNG)")
+    predict.add_argument("--scores", action="store_true", help="tell the head's raw score of every class too")
     predict.add_argument("--abstain-below", type=float, default=0.0, metavar="P",
                          help="mark images whose likeliest label has a probability below P as not answered")
     add_tta(predict)

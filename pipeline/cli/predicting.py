@@ -19,12 +19,14 @@ def table_of(options: argparse.Namespace) -> Path | None:
     Raises
     ------
     PipelineError
-        If there are two, or a CSV file is asked for under the name of a Parquet file.
+        If there are two, one cannot hold what was asked for, or CSV would get the name of a Parquet file.
     """
     if options.csv and options.parquet:
         raise PipelineError("--csv and --parquet are two files: ask for one of them.")
     if options.csv and options.csv.suffix == ".parquet":
         raise PipelineError(f"--csv would write CSV into {str(options.csv)!r}: use --parquet for a Parquet file.")
+    if (options.parquet or options.csv) and options.scores:
+        raise PipelineError("--scores are printed, or told by --json; tables hold probabilities. Ask for one.")
     return options.parquet or options.csv
 
 
@@ -81,6 +83,14 @@ def print_predictions(found: Sequence[Any]) -> None:
     print_table([*header, *("" for _ in remarks)], [(*row[:3], *(row[column] for column in remarks)) for row in rows])
 
 
+def print_scores(found: Sequence[Any]) -> None:
+    """Print a table of every class's raw score and probability, the likeliest first."""
+    print()
+    rows = [(each.path, name, f"{each.scores[name]:.4f}", f"{each.probabilities[name]:.4f}")
+            for each in found if each.label for name in sorted(each.scores, key=each.probabilities.get, reverse=True)]
+    print_table(("path", "class", "score", "prob"), rows)
+
+
 def print_doubts(classifier: Any, run: Any, found: Sequence[Any]) -> None:
     """Say how many predictions are no answers, or of images unlike any in training."""
     _note_doubts(classifier, run, sum(each.abstained for each in found), sum(bool(each.unfamiliar) for each in found),
@@ -97,10 +107,10 @@ def _note_doubts(classifier: Any, run: Any, abstained: int, unfamiliar: int, ima
         print_notes([f"{unfamiliar} of {images} images are unlike anything in training, whatever their label."])
 
 
-def as_values(prediction: Any) -> dict[str, Any]:
-    """Return a prediction as JSON values."""
-    return {name: getattr(prediction, name)
-            for name in ("path", "label", "prob", "abstained", "unfamiliar", "possible")}  # fmt: skip
+def as_values(prediction: Any, scores: bool = False) -> dict[str, Any]:
+    """Return a prediction as JSON values, with raw scores where they were asked for."""
+    names = ("path", "label", "prob", "abstained", "unfamiliar", "possible", *(["scores"] if scores else []))
+    return {name: getattr(prediction, name) for name in names}
 
 
 def _named(prediction: Any) -> str:

@@ -117,7 +117,7 @@ def printable(value: Any) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "", 1).removesuffix(" M").isdigit() or not text
+    return text.removeprefix("-").replace(",", "").replace(".", "", 1).removesuffix(" M").isdigit() or not text
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import PipelineError, UnknownNameError
 
 FOLDER = Path(__file__).parent
-STEPS = ("show", "summary", "finetune", "extract", "train-head")  # in this order; any of them may be absent
+STEPS = ("show", "summary", "finetune", "extract", "train-head", "predict")  # in this order; any of them may be absent
 ALL = "all"
 FACTS = ("title", "source", "accuracy", "split", "time", "remarks", "wanted")
 
