@@ -45,6 +45,10 @@ class RunError(PipelineError):
     """A run folder is missing, incomplete, or was made by something else."""
 
 
+class ClusterError(PipelineError):
+    """A Dask cluster does not answer, or a worker of it is not fit for the work."""
+
+
 class CheckFailedError(PipelineError):
     """A check that was asked for found something, such as `cache verify` on a damaged file."""
 

@@ -53,6 +53,7 @@ def extract(
     workers: int | None = None,
     device: str = "auto",
     engine: str = "auto",
+    scheduler: str | None = None,
     progress: Progress = silent,
 ) -> Extraction:
     """Stage one: run a frozen backbone over a data set once, and cache its features.
@@ -67,7 +68,7 @@ def extract(
         Of each image, the plain one and random ones: see `pipeline.data.views.Views`. By default the plain one alone.
     val_fraction, rehash, limits
         See `pipeline.data.load_dataset`.
-    retry_failed, batch_size, workers, device, engine
+    retry_failed, batch_size, workers, device, engine, scheduler
         See `pipeline.extraction.extract_features`.
     strict : bool
         Make an image that cannot be read an error. All other rows are kept for the next run.
@@ -95,7 +96,7 @@ def extract(
     )
     done = extract_features(
         dataset, network, cache_dir=Path(cache_dir), batch_size=batch_size, workers=workers, device=device,
-        engine=engine, retry_failed=retry_failed, progress=progress,
+        engine=engine, retry_failed=retry_failed, scheduler=scheduler, progress=progress,
         origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
     )  # fmt: skip
     if strict and done.skipped:
@@ -165,6 +166,7 @@ def train_head(
     repeats: int = 1,
     calibration: Calibration | None = None,
     max_memory: int | None = None,
+    scheduler: str | None = None,
     name: str | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
@@ -188,7 +190,7 @@ def train_head(
     settings : mapping, optional
         The head's own settings; see `pipeline.heads.make_head`.
     seed : int
-    sweep, repeats, max_memory
+    sweep, repeats, max_memory, scheduler
         See `pipeline.fitting.fit_head`. A killed sweep goes on where it stopped.
     calibration : Calibration, optional
         Make probabilities honest, and learn to say "I don't know"; see `pipeline.certainty`.
@@ -207,14 +209,14 @@ def train_head(
     with opened(features, data, backbone, cache_dir, progress, views) as cache:
         return _train(
             cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), tta, name,
-            max_memory=max_memory, progress=progress,
+            max_memory=max_memory, scheduler=scheduler, progress=progress,
         )  # fmt: skip
 
 
 def _train(
     cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
     calibration: Calibration | None, runs_dir: Path, tta: bool, name: str | None = None, jobs: int = -1,
-    max_memory: int | None = None, progress: Progress = silent,
+    max_memory: int | None = None, scheduler: str | None = None, progress: Progress = silent,
 ) -> Run:  # fmt: skip
     if calibration and must_stream(cache, max_memory):
         raise CacheError(f"{cache.path} does not fit into memory, and calibration takes all training rows at once. "
@@ -222,7 +224,7 @@ def _train(
     folder = runs_dir.absolute() / ".sweeps" if sweep else None  # worker processes may stand in another folder
     fitted = fit_head(
         cache, head, settings, seed, sweep=sweep, repeats=repeats, tta=tta, max_memory=max_memory, folder=folder,
-        jobs=jobs, progress=progress,
+        jobs=jobs, scheduler=scheduler, progress=progress,
     )  # fmt: skip
     if calibration:
         fitted = calibrated(cache, fitted, calibration)
@@ -243,6 +245,7 @@ def train_heads(
     repeats: int = 1,
     calibration: Calibration | None = None,
     max_memory: int | None = None,
+    scheduler: str | None = None,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
@@ -266,7 +269,7 @@ def train_heads(
         each = most // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
             return [_train(cache, name, own, seed, sweep, repeats, calibration, place, tta, max_memory=most,
-                           progress=progress)
+                           scheduler=scheduler, progress=progress)
                     for name, own in jobs]  # fmt: skip
         paths, place = [path.absolute() for path in cache.sources], place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:

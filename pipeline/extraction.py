@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Mapping
@@ -11,11 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .backbones import Backbone, Embedder, description
-from .data import Dataset, UnreadableImageError
-from .data.digests import DIGEST_BYTES
+from .backbones import Backbone, description
+from .computing import computer_of
+from .data import Dataset
 from .errors import CacheError, DataError
 from .progress import Progress, silent
 from .store import CacheWriter, FeatureCache, Plan, cache_path
@@ -68,6 +65,7 @@ def extract_features(
     device: str = "auto",
     engine: str = "auto",
     retry_failed: bool = False,
+    scheduler: str | None = None,
     origin: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Extraction:
@@ -84,6 +82,9 @@ def extract_features(
         See `make_engine`.
     retry_failed : bool
         Try images again that gave none before.
+    scheduler : str, optional
+        Address of a Dask cluster whose workers compute, such as ``tcp://host:8786``, instead of this machine. They must
+        have the same libraries and find the images under the same paths; `workers` is theirs to say.
     origin : mapping, optional
         How the data set was asked for, kept in the file's `meta` as JSON values.
     progress : Progress
@@ -94,6 +95,8 @@ def extract_features(
         If no image can be read, or one changes while it is being read.
     BusyError
         If another process is writing this cache.
+    ClusterError
+        If the cluster is gone or one of its workers is unfit. What is committed stays.
     """
     begin = time.perf_counter()
     path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
@@ -102,12 +105,16 @@ def extract_features(
         plan = writer.plan(dataset.digests, retry_failed=retry_failed)
         computed, seconds, remarks = 0, 0.0, list[str]()
         if plan.blocks:
-            # the network is built only now: a run that finds every row there needs none, nor torch
-            embedder = Embedder.of(backbone, device=device, engine=engine, batch_size=batch_size, workers=workers,
-                                   cache_dir=cache_dir)
-            writer.require_room(backbone.views.count * embedder.engine.features * embedder.engine.dtype.itemsize)
-            computed, seconds = _compute(writer, plan.blocks, dataset, backbone, embedder, progress)
-            remarks += embedder.engine.notes
+            # the network is built, or the cluster reached, only now: a run that finds every row needs neither
+            with computer_of(backbone, scheduler, device=device, engine=engine, batch_size=batch_size, workers=workers,
+                             cache_dir=cache_dir) as computer:
+                if computer.row_bytes:
+                    writer.require_room(computer.row_bytes)
+                started = time.perf_counter()
+                with progress(total=sum(map(len, plan.blocks)), desc="Extracting", unit="image") as bar:
+                    computed = computer.compute(dataset, plan.blocks, writer.commit, bar)
+                seconds = time.perf_counter() - started
+                remarks += computer.notes
         # what an interrupted run computed took its time too
         total = earlier + seconds * (1 + plan.resumed / max(computed, 1))
         with writer.finish(
@@ -123,35 +130,6 @@ def extract_features(
         path, backbone.spec.sha256, rows, computed, plan.reused, len(skipped),
         time.perf_counter() - begin, computed / seconds if seconds else 0.0, notes,
     )
-
-
-def _compute(
-    writer: CacheWriter, blocks: list[np.ndarray], dataset: Dataset, backbone: Backbone, embedder: Embedder,
-    progress: Progress,
-) -> tuple[int, float]:
-    """Compute and commit blocks on all workers; return the forward passes made and the seconds they took."""
-    begin, passing = time.perf_counter(), set[int]()
-
-    def pixels(index: int) -> np.ndarray:
-        try:
-            content = dataset.read(index)
-        except UnreadableImageError:
-            passing.add(index)  # the file is not there just now; its content may be sound
-            raise
-        # a row goes under the digest of the content that it was computed from, or nowhere
-        if hashlib.sha256(content).digest()[:DIGEST_BYTES] != dataset.digests[index].tobytes():
-            raise DataError(f"{dataset.paths[index]!r} changed while it was being extracted. Run the same command "
-                            "again: what is done is kept.")
-        return backbone.pixels(content, dataset.limits)
-
-    with progress(total=sum(map(len, blocks)), desc="Extracting", unit="image") as bar:
-
-        def compute(block: int) -> int:
-            rows, failures = embedder.embed(blocks[block], pixels, bar.update, backbone.views.count)
-            writer.commit(block, rows, failures, passing & failures.keys())
-            return len(rows)
-
-        return sum(embedder.map(compute, range(len(blocks)))), time.perf_counter() - begin
 
 
 def _seconds_so_far(path: Path) -> float:

@@ -99,7 +99,7 @@ class FittedHead:
 def fit_head(
     cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int = 0, *, sweep: Sweep | None = None,
     repeats: int = 1, tta: bool = False, max_memory: int | None = None, folder: Path | None = None, jobs: int = -1,
-    progress: Progress = silent,
+    scheduler: str | None = None, progress: Progress = silent,
 ) -> FittedHead:  # fmt: skip
     """Train a head on a cache's train split, on all views of its images.
 
@@ -124,6 +124,8 @@ def fit_head(
         Where a sweep keeps finished fits.
     jobs : int
         Processes of a sweep; -1 is one a core.
+    scheduler : str, optional
+        Address of a Dask cluster that does a sweep's fits.
 
     Raises
     ------
@@ -146,7 +148,8 @@ def fit_head(
         fitted = _fit(cache, name, X, y, settings, seed)
         selection = getattr(fitted, "selection_", "last")
     else:
-        fitted, selection, candidates, best = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, progress)
+        fitted, selection, candidates, best = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs,
+                                                           scheduler, progress)
         chosen |= best
     heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
     spread = _spread(cache, heads, tta)
@@ -236,7 +239,7 @@ def _fit(cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, settings:
 
 def _swept(
     cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, settings: Mapping[str, Any], seed: int, sweep: Sweep,
-    folder: Path | None, jobs: int, progress: Progress,
+    folder: Path | None, jobs: int, scheduler: str | None, progress: Progress,
 ) -> tuple[Head, str, list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
     from .heads import sweep_head
 
@@ -245,7 +248,8 @@ def _swept(
         raise CacheError(f"{cache.path} has no labelled val images to choose settings on. Choose by cross-validation.")
     result = sweep_head(
         name, X, y, X_val=X_val, y_val=y_val, grid=sweep.grid, fixed=settings, folds=sweep.folds, seed=seed,
-        metric=sweep.metric, one_standard_error=sweep.one_standard_error, folder=folder, n_jobs=jobs, progress=progress,
+        metric=sweep.metric, one_standard_error=sweep.one_standard_error, folder=folder, n_jobs=jobs,
+        scheduler=scheduler, progress=progress,
     )  # fmt: skip
     return result.head, result.selection, result.rows, result.settings
 

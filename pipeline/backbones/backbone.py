@@ -265,6 +265,14 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
                     fields["spec"].get("quantisation", {}))
 
 
+def as_asked(fields: Mapping[str, Any]) -> Backbone:
+    """Find the backbone of a description anew; whether it still is the same one, its spec tells."""
+    asked = {"fast_decode": False, "resize": 0, **fields}
+    found = resolve(*(asked[name] for name in (
+        "name", "weights", "layer", "precision", "seed", "fast_decode", "resize")))
+    return replace(found, views=Views(**fields.get("views", {})))
+
+
 def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
     """Find the backbone of a run: with the weights in its folder where it has any, else the frozen ones.
 
@@ -282,10 +290,7 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
             resize=fields.get("resize", 0),
         )
     else:
-        asked = {"fast_decode": False, "resize": 0, **fields}
-        found = resolve(*(asked[name] for name in (
-            "name", "weights", "layer", "precision", "seed", "fast_decode", "resize")))
-        found = replace(found, views=Views(**fields.get("views", {})))
+        found = as_asked(fields)
     if found.spec != spec:
         changed = "; ".join(f"{field}: {theirs!r} then, {ours!r} now" for field, theirs, ours in
                             found.spec.differences(spec))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -145,18 +145,24 @@ class Embedder:
                 executor.shutdown(wait=True, cancel_futures=True)
                 self._stop.clear()
 
+    def share_cores(self) -> None:
+        """Leave the other workers their cores: to be called first by every thread that embeds."""
+        if torch := self._torch():
+            torch.set_num_threads(max(1, min(torch.get_num_threads(), available_cores() // max(1, self.workers))))
+
     @contextmanager
     def _cores_shared(self) -> Iterator[Callable[[], None]]:
         """Yield what each worker calls first, so that they share the cores."""
-        torch = sys.modules.get("torch") if self.engine.on_cpu else None  # who has not imported it does not need it
-        if torch is None:
-            yield lambda: None
-            return
-        threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if (torch := self._torch()) else 0
         try:
-            yield lambda: torch.set_num_threads(max(1, min(threads, available_cores() // self.workers)))
+            yield self.share_cores
         finally:
-            torch.set_num_threads(threads)  # because a worker's setting also holds for threads made later
+            if torch:
+                torch.set_num_threads(threads)  # because a worker's setting also holds for threads made later
+
+    def _torch(self) -> Any:
+        """Return torch where it computes on cores; who has not imported it does not need it."""
+        return sys.modules.get("torch") if self.engine.on_cpu else None
 
 
 def available_cores() -> int:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from ..errors import CheckFailedError, PipelineError
-from .flags import HEAD_SETTINGS
+from .flags import HEAD_SETTINGS, scheduler_of
 from .predicting import (
     as_values,
     print_doubts,
@@ -37,6 +37,7 @@ from .printing import (
 def extract(options: argparse.Namespace) -> None:
     from ..experiment import estimate, extract
 
+    scheduler = scheduler_of(options)
     asked: dict[str, Any] = {
         "views": views_of(options), "val_fraction": options.val_fraction, "rehash": options.rehash,
         "retry_failed": options.retry_failed, "limits": _limits(options), "cache_dir": options.cache_dir,
@@ -45,7 +46,10 @@ def extract(options: argparse.Namespace) -> None:
     }  # fmt: skip
     if options.estimate:
         return print_estimate(estimate(options.data, backbone_of(options), **asked), options)
-    done = extract(options.data, backbone_of(options), strict=options.strict, **asked)
+    if scheduler and options.workers is not None:
+        raise PipelineError("--workers are threads of this machine; a Dask worker's are set where it is started, by "
+                            " `dask worker --nthreads`.")
+    done = extract(options.data, backbone_of(options), strict=options.strict, scheduler=scheduler, **asked)
     print_notes(done.notes)
     if options.json:
         print_json({**dataclasses.asdict(done), "path": str(done.path)})
@@ -65,14 +69,17 @@ def train_head(options: argparse.Namespace) -> None:
     from ..backbones import DEFAULT
     from ..experiment import ranked, train_head, train_heads
 
+    sweep, scheduler = _sweep(options), scheduler_of(options)
+    if scheduler and (sweep is None or options.shots):
+        raise PipelineError("--backend dask is for the many fits of a sweep: add --sweep (or --grid), or leave it out.")
     if options.shots:
         return learning_curve(options)
     settings = _head_settings(options)
     common: dict[str, Any] = {
         "features": options.features, "views": views_of(options), "tta": options.tta, "seed": options.seed,
-        "settings": settings, "sweep": _sweep(options), "repeats": options.repeats,
-        "calibration": _calibration(options), "max_memory": options.max_memory, "cache_dir": options.cache_dir,
-        "runs_dir": options.runs_dir, "progress": progress_bars(),
+        "settings": settings, "sweep": sweep, "repeats": options.repeats,
+        "calibration": _calibration(options), "max_memory": options.max_memory, "scheduler": scheduler,
+        "cache_dir": options.cache_dir, "runs_dir": options.runs_dir, "progress": progress_bars(),
     }  # fmt: skip
     names = _heads(options)
     backbone = DEFAULT if options.features else backbone_of(options)

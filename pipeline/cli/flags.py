@@ -17,6 +17,8 @@ HEAD_SETTINGS: dict[str, Any] = {  # the tutorial's names; any other setting of 
     "--gamma": float, "--resample": bool,
 }  # fmt: skip
 
+BACKENDS = ("local", "dask")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with a suggestion for what was mistyped."""
@@ -162,6 +164,25 @@ def add_running(parser: Parser) -> None:
     parser.add_argument("--engine", default="auto", metavar="E", help=f"{', '.join(ENGINES)} (default: auto)")
     if not any("--seed" in action.option_strings for action in parser._actions):
         parser.add_argument("--seed", type=int, default=0, help="of random weights")
+
+
+def add_cluster(parser: Parser) -> None:
+    """Where the work is done: here, or on a cluster."""
+    parser.add_argument("--backend", default="local", metavar="B", help=f"{', '.join(BACKENDS)} (default: local)")
+    parser.add_argument("--scheduler", metavar="ADDRESS",
+                        help="of the Dask cluster for --backend dask, such as tcp://host:8786")
+
+
+def scheduler_of(options: argparse.Namespace) -> str | None:
+    """Return the address of the cluster that the flags name; None for this machine."""
+    if options.backend not in BACKENDS:
+        raise UnknownNameError("backend", options.backend, BACKENDS)
+    if options.backend == "dask" and not options.scheduler:
+        raise PipelineError("--backend dask needs --scheduler, the address that `dask scheduler` prints, such as "
+                            "tcp://host:8786.")
+    if options.backend != "dask" and options.scheduler:
+        raise PipelineError(f"--scheduler {options.scheduler} is for --backend dask, not for {options.backend!r}.")
+    return options.scheduler
 
 
 def add_run(parser: Parser) -> None:

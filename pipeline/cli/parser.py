@@ -10,6 +10,7 @@ from . import commands, looking, recipes
 from .flags import (
     Parser,
     add_backbone,
+    add_cluster,
     add_command,
     add_data,
     add_finetune_settings,
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_backbone(extract)
     add_views(extract)
     add_running(extract)
+    add_cluster(extract)
     extract.add_argument("--estimate", action="store_true",
                          help="only tell what it would take: time (of a small sample), disk, memory; writes no cache")
     extract.add_argument("--rehash", action="store_true", help="read every file, also those that seem unchanged")
@@ -49,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_run(head)
     add_tta(head)
     add_sweep(head)
+    add_cluster(head)
 
     curve = add_command(verbs, "learning-curve", commands.learning_curve, "accuracy against training size")
     add_head(curve)

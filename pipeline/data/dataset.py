@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +75,14 @@ class Dataset:
             It cannot be read (any more).
         """
         return read_bytes(self.root / self.paths[index], self.limits)
+
+    def part(self, indices: np.ndarray) -> Dataset:
+        """Return the data set of these images alone, fit to be read by a process that stands in another folder."""
+        root = self.root.absolute() if isinstance(self.root, Path) else self.root
+        return replace(
+            self, root=root, paths=[self.paths[index] for index in indices], labels=self.labels[indices],
+            splits=self.splits[indices], digests=self.digests[indices], skipped=(), notes=(),
+        )  # fmt: skip
 
     def select(self, split: str) -> np.ndarray:
         """Return the indices of a split's samples, shape (n,), int64.

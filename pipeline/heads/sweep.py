@@ -8,13 +8,14 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..cluster import joblib_backend, require_same, versions
 from ..errors import PipelineError
 from ..evaluation import balanced_accuracy, confusion_matrix, log_loss, macro_f1
 from ..progress import Progress, silent
@@ -56,7 +57,7 @@ def sweep_head(
     name: str, X: np.ndarray, y: np.ndarray, *, X_val: np.ndarray | None = None, y_val: np.ndarray | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None, fixed: Mapping[str, Any] | None = None, folds: int = 5,
     seed: int = 0, metric: str = "accuracy", one_standard_error: bool = False, n_jobs: int = -1,
-    folder: Path | None = None, progress: Progress = silent,
+    folder: Path | None = None, scheduler: str | None = None, progress: Progress = silent,
 ) -> SweepResult:
     """Try a grid of settings and fit the best on all training rows.
 
@@ -85,6 +86,8 @@ def sweep_head(
         Processes, or threads for heads that are quick in them; -1 is one a core.
     folder : Path, optional
         Where finished fits are kept, so that a killed sweep goes on where it stopped.
+    scheduler : str, optional
+        Address of a Dask cluster whose workers fit the candidates, instead of this machine; it takes `n_jobs` for all.
     progress : callable
         See `pipeline.progress`; counts fits.
 
@@ -112,7 +115,7 @@ def sweep_head(
         n_classes = int(max(y.max(), np.max(y_val))) + 1
         task = _Task(head, np.concatenate([X, X_val]), np.concatenate([y, y_val]), candidates, [both], n_classes)
         selection = "val"
-    fits = run_fits(task, n_jobs, folder, progress)
+    fits = run_fits(task, n_jobs, folder, progress, scheduler)
     rows = summarised(task, fits, metric)
     best = chosen(rows, metric, one_standard_error)
     rows[best]["chosen"] = True
@@ -201,7 +204,8 @@ class Fits:
         return found
 
 
-def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress) -> dict[tuple[int, int], Any]:
+def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress,
+             scheduler: str | None = None) -> dict[tuple[int, int], Any]:
     """Fit every candidate on every fold, except those already kept; return scores by (candidate, fold)."""
     from joblib import Parallel, delayed
 
@@ -210,15 +214,22 @@ def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress) 
             for f in range(len(task.folds))}
     kept = fits.read()
     results: dict[tuple[int, int], Any] = {place: kept[key] for place, key in keys.items() if key in kept}
-    jobs = [[place for place in part if place not in results] for part in _parts(task, n_jobs)]
-    # worker processes take seconds to start; threads share the limit to BLAS and the filter, so both are set out here
-    parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1,
-                        prefer="threads" if task.head.threads else "processes")
-    with one_thread(), _few_rows_expected(), progress(total=len(keys), desc="Sweep", unit="fit") as bar:
+    with _few_rows_expected(), progress(total=len(keys), desc="Sweep", unit="fit") as bar:
         bar.update(len(results))
-        for found in parallel(delayed(_fit_part)(task, part, fits, keys) for part in jobs if part):
-            results |= found
-            bar.update(len(found))
+        if len(results) == len(keys):
+            return results
+        with (joblib_backend(scheduler, task) if scheduler else nullcontext()), one_thread():
+            jobs = [[place for place in part if place not in results] for part in _parts(task, n_jobs)]
+            calls = (delayed(_fit_on_worker)(versions(), task, part, keys) if scheduler else
+                     delayed(_fit_part)(task, part, fits, keys) for part in jobs if part)  # fmt: skip
+            # worker processes take seconds to start; threads share the limit to BLAS and the filter, so both are here
+            parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1,
+                                prefer=None if scheduler else "threads" if task.head.threads else "processes")
+            for found in parallel(calls):
+                for place in found if scheduler else ():
+                    fits.add(keys[place], found[place])
+                results |= found
+                bar.update(len(found))
     return results
 
 
@@ -266,6 +277,19 @@ def _fit_part(task: _Task, places: list[tuple[int, int]], fits: Fits,
             results[place] = entry
             started = time.perf_counter()
     return results
+
+
+def _fit_on_worker(theirs: Mapping[str, str], task: _Task, places: list[tuple[int, int]],
+                   keys: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], dict[str, float]]:
+    """Do the same on a cluster's worker, which writes nothing."""
+    from joblib import parallel_config
+
+    require_same(theirs)
+    try:
+        with parallel_config("sequential"):  # or what a fit runs in parallel would become tasks of the cluster
+            return _fit_part(task, places, Fits(None), keys)
+    except PipelineError as error:
+        raise HeadError(str(error)) from None  # a type that can travel
 
 
 def _scored(labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
