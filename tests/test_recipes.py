@@ -111,6 +111,12 @@ def test_the_command_line_goes_before_the_recipe():
     assert "--set tol=1 --set x=2" in head
 
 
+def test_a_strategy_is_also_what_the_summary_is_of():
+    recipe = load_recipe("B")
+    planned = plan(recipe, overrides_of(recipe, ["--data", "x", "--strategy", "whole"]))
+    assert all("--strategy whole" in " ".join(planned[step]) for step in ("summary", "finetune"))
+
+
 @pytest.mark.parametrize(("text", "hint"), [
     ("[finetune]\nepoch = 3", "Unknown setting in [finetune] of recipe mine 'epoch'. Did you mean 'epochs'"),
     ("[all]\nbackbon = 'a'\n[extract]", "Unknown setting in [all] of recipe mine 'backbon'. Did you mean 'backbone'"),

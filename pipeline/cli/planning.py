@@ -14,8 +14,8 @@ from .flags import Parser
 SHOWN = 6  # images in the grids, as the tutorials show
 IMAGE = "IMAGE"  # stands for the one that is predicted, until it is known
 # What a flag on the command line is for every command that has it; any other is for the first that has it
-EVERYWHERE = ("data", "limit", "val-fraction", "backbone", "weights", "layer", "resize", "fast-decode", "seed",
-              "device", "workers", "cache-dir", "runs-dir", "max-bytes", "max-pixels")  # fmt: skip
+EVERYWHERE = ("data", "limit", "val-fraction", "backbone", "weights", "layer", "resize", "fast-decode", "strategy",
+              "unfreeze", "seed", "device", "workers", "cache-dir", "runs-dir", "max-bytes", "max-pixels")  # fmt: skip
 TRAINING_FIRST = ("finetune", "train-head", "extract", "show", "summary", "predict")
 OF_FEATURES = ("data", "limit", "backbone", "weights", "layer", "resize", "precision", "fast-decode",
                "views", "augmentation", "view-seed")  # fmt: skip
