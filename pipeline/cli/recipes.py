@@ -75,7 +75,8 @@ def run_recipe(options: argparse.Namespace) -> None:
         result = carry_out(recipe, overrides, in_own_process, sys.stderr if options.json else sys.stdout)
     except StepFailedError as error:
         if "weights" in recipe.settings.get(ALL, {}) and not overrides.keys() & {"backbone", "weights"}:
-            words = ["pipeline", "recipe", "run", recipe.name, *shlex.split(as_text(overrides))]
+            only = ["--only", options.only] if options.only else []
+            words = ["pipeline", "recipe", "run", recipe.name, *only, *shlex.split(as_text(overrides))]
             instead = shlex.join([*words, "--backbone", "efficientnet_lite0"])
             error.args = (f"{error} If weights could not be had: `{instead}` needs no download of them.",)
         raise
