@@ -15,6 +15,7 @@ from .backbones import Backbone, Embedder
 from .data import Dataset, UnreadableImageError
 from .memory import available_memory
 from .progress import Progress, silent
+from .scaling import Load, Scaling, measured_writing, scaling
 from .store import cache_path, survey
 
 SAMPLE, SECONDS = 512, 10.0  # images at most, and the time after which no more are begun
@@ -45,6 +46,8 @@ class Estimate:
         The most that this process held so far, the sample included; what is left.
     notes : tuple of str
         Remarks for the user, one line each.
+    scaling : Scaling or None
+        What a cluster would take, where that was asked and anything is to be computed.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class Estimate:
     memory_bytes: int
     memory_free: int
     notes: tuple[str, ...] = ()
+    scaling: Scaling | None = None
 
 
 def estimate_extraction(
@@ -75,12 +79,16 @@ def estimate_extraction(
     device: str = "auto",
     engine: str = "auto",
     retry_failed: bool = False,
+    machines: int | None = None,
     progress: Progress = silent,
 ) -> Estimate:
-    """Tell what `extract_features` would take; see there for the parameters. Nothing is written."""
+    """Tell what `extract_features` would take; see there for the parameters. Nothing is written that stays.
+
+    With `machines`, tell also what a cluster of so many like this one would take.
+    """
     path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
     found = survey(path, backbone.spec, dataset.digests, retry_failed=retry_failed)
-    trial, notes = _Trial(), list(dataset.notes)
+    trial, notes, planned = _Trial(), list(dataset.notes), None
     if len(found.to_compute):
         begin = time.perf_counter()
         embedder = Embedder.of(backbone, device=device, engine=engine, batch_size=batch_size, workers=workers)
@@ -90,11 +98,16 @@ def estimate_extraction(
         notes += embedder.engine.notes
         if trial.rate:
             trial.total = loading + len(found.to_compute) / trial.rate
+            if machines is not None:
+                shape = (backbone.views.count,) if backbone.views.count > 1 else ()
+                load = Load(len(found.to_compute), len(dataset), trial.rate, max(1, embedder.workers), loading,
+                            trial.image_bytes, (*shape, embedder.engine.features), embedder.engine.dtype)
+                planned = scaling(load, measured_writing(_existing(path.parent), load), machines)
     return Estimate(
         path, len(dataset), len(dataset.skipped), len(found.to_compute), found.reused, found.duplicates,
         found.known_failures, trial.images, trial.failed, trial.rate, trial.total,
         found.room(trial.row_bytes or found.row_bytes), _free(path.parent), _peak_memory(), available_memory(),
-        tuple(notes),
+        tuple(notes), planned,
     )  # fmt: skip
 
 
@@ -106,6 +119,7 @@ class _Trial:
     rate: float = 0.0
     total: float = 0.0
     row_bytes: int = 0
+    image_bytes: float = 0.0
 
 
 def _try(
@@ -115,10 +129,12 @@ def _try(
     chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)]
     size = max(CHUNK, embedder.batch_size)
     chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    trial, done = _Trial(), list[int]()
+    trial, done, sizes = _Trial(), list[int](), list[int]()
 
     def pixels(index: int) -> np.ndarray:
-        return backbone.pixels(dataset.read(index), dataset.limits)
+        content = dataset.read(index)
+        sizes.append(len(content))
+        return backbone.pixels(content, dataset.limits)
 
     def compute(chunk: np.ndarray) -> int:
         try:
@@ -139,16 +155,20 @@ def _try(
             trial.failed += failed
         trial.seconds = time.perf_counter() - begin
         bar.update(sum(done) - before)
-    trial.images = sum(done)
+    trial.images, trial.image_bytes = sum(done), float(np.mean(sizes or [0]))
     trial.rate = (trial.images - before) / trial.seconds
     return trial
 
 
 def _free(folder: Path) -> int:
     """Return the bytes that are free where a folder is, or would be made."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def _peak_memory() -> int:

@@ -127,7 +127,7 @@ def estimate(
     data, backbone, views, val_fraction, rehash, limits, cache_dir
         See `extract`.
     **running
-        Its retry_failed, batch_size, workers, device, engine.
+        Its retry_failed, batch_size, workers, device, engine; and machines, to tell what so many would take.
     """
     network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
     dataset = load_dataset(

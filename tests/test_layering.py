@@ -15,9 +15,9 @@ ROOT = Path(pipeline.__file__).parent
 # top to bottom; a room may import those below it
 ROOMS = [
     "__main__", "cli", "experiment", "upkeep", "lookup", "scoring", "certainty", "learning_curve", "fitting",
-    "estimating", "budget", "auditing", "report", "export", "streaming", "thumbnails", "extraction", "computing",
-    "finetuning", "classifier", "runs", "heads", "backbones", "data", "store", "recipes", "comparison", "evaluation",
-    "memory", "cluster", "progress", "registry", "errors", "__init__",
+    "estimating", "scaling", "budget", "auditing", "report", "export", "streaming", "thumbnails", "extraction",
+    "computing", "finetuning", "classifier", "runs", "heads", "backbones", "data", "store", "recipes", "comparison",
+    "evaluation", "memory", "cluster", "progress", "registry", "errors", "__init__",
 ]  # fmt: skip
 
 

@@ -45,7 +45,13 @@ def extract(options: argparse.Namespace) -> None:
         "engine": options.engine, "progress": progress_bars(),
     }  # fmt: skip
     if options.estimate:
-        return print_estimate(estimate(options.data, backbone_of(options), **asked), options)
+        if scheduler:
+            raise PipelineError("--estimate measures this machine alone: leave --backend out, and give --machines W to "
+                                "learn what a cluster of W machines like this one would take.")
+        found = estimate(options.data, backbone_of(options), machines=options.machines, **asked)
+        return print_estimate(found, options)
+    if options.machines is not None:
+        raise PipelineError("--machines is for --estimate.")
     if scheduler and options.workers is not None:
         raise PipelineError("--workers are threads of this machine; a Dask worker's are set where it is started, by "
                             " `dask worker --nthreads`.")

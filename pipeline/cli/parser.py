@@ -41,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_cluster(extract)
     extract.add_argument("--estimate", action="store_true",
                          help="only tell what it would take: time (of a small sample), disk, memory; writes no cache")
+    extract.add_argument("--machines", type=int, metavar="W",
+                         help="with --estimate: also what a cluster of W machines like this one would take")
     extract.add_argument("--rehash", action="store_true", help="read every file, also those that seem unchanged")
     extract.add_argument("--retry-failed", action="store_true", help="try images again that gave no features before")
     extract.add_argument("--strict", action="store_true", help="exit with 2 if any image cannot be read")

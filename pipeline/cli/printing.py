@@ -89,8 +89,22 @@ def print_estimate(found: Any, options: argparse.Namespace) -> None:
               f"({found.sampled:,} tried here, {found.failed:,} gave no features)")
     print(f"disk        {readable_size(found.disk_bytes)}; {readable_size(found.disk_free)} are free")
     print(f"memory      {readable_size(found.memory_bytes)} in this trial; {readable_size(found.memory_free)} are free")
+    if found.scaling:
+        print_scaling(found.scaling)
     if found.disk_bytes > found.disk_free:
         print_notes(["That is more than is free; choose another place with --cache-dir."])
+
+
+def print_scaling(found: Any) -> None:
+    """Say what a cluster would take, and what that rests on."""
+    why = (f"this machine cannot commit more than {found.commits_per_second:,.0f} rows/s"
+           if found.limited_by == "commits" else "there are no more blocks of images than they have threads")
+    print(f"cluster     {found.machines} machines like this one: about {readable_time(found.seconds)} "
+          f"({100 * found.efficiency:.0f} % of what as many times this one would do), "
+          f"{readable_time(found.finishing)} of it to assemble the file")
+    print(f"            from {found.most_machines} machines on more gain nothing: {why}")
+    print(f"            assumed: storage that gives them {readable_size(found.read_bytes_per_second)}/s of images, a "
+          f"network that brings {readable_size(found.sent_bytes_per_second)}/s of rows here, and no failures")
 
 
 def readable_time(seconds: float) -> str:
