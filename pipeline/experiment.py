@@ -46,6 +46,7 @@ def extract(
     val_fraction: float | None = None,
     rehash: bool = False,
     retry_failed: bool = False,
+    part_rows: int | None = None,
     strict: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
@@ -68,7 +69,7 @@ def extract(
         Of each image, the plain one and random ones: see `pipeline.data.views.Views`. By default the plain one alone.
     val_fraction, rehash, limits
         See `pipeline.data.load_dataset`.
-    retry_failed, batch_size, workers, device, engine, scheduler
+    retry_failed, part_rows, batch_size, workers, device, engine, scheduler
         See `pipeline.extraction.extract_features`.
     strict : bool
         Make an image that cannot be read an error. All other rows are kept for the next run.
@@ -96,7 +97,7 @@ def extract(
     )
     done = extract_features(
         dataset, network, cache_dir=Path(cache_dir), batch_size=batch_size, workers=workers, device=device,
-        engine=engine, retry_failed=retry_failed, scheduler=scheduler, progress=progress,
+        engine=engine, retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress,
         origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
     )  # fmt: skip
     if strict and done.skipped:

@@ -66,6 +66,7 @@ def extract_features(
     engine: str = "auto",
     retry_failed: bool = False,
     scheduler: str | None = None,
+    part_rows: int | None = None,
     origin: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Extraction:
@@ -85,6 +86,8 @@ def extract_features(
     scheduler : str, optional
         Address of a Dask cluster whose workers compute, such as ``tcp://host:8786``, instead of this machine. They must
         have the same libraries and find the images under the same paths; `workers` is theirs to say.
+    part_rows : int, optional
+        With more distinct images than these, the cache is made in parts; see `CacheWriter.open`.
     origin : mapping, optional
         How the data set was asked for, kept in the file's `meta` as JSON values.
     progress : Progress
@@ -101,7 +104,7 @@ def extract_features(
     begin = time.perf_counter()
     path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
     earlier = _seconds_so_far(path)
-    with CacheWriter.open(path, backbone.spec, progress=progress) as writer:
+    with CacheWriter.open(path, backbone.spec, part_rows=part_rows, progress=progress) as writer:
         plan = writer.plan(dataset.digests, retry_failed=retry_failed)
         computed, seconds, remarks = 0, 0.0, list[str]()
         if plan.blocks:

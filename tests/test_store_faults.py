@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 from store_faults import FullDisk, KilledDisk, Operation, QuickDisk, Recorder, StoppingDisk, Wreck, in_child
-from store_tools import SPEC, Listing, Run, contents, everything, extract, listing, network, place
+from store_tools import SPEC, Listing, Run, contents, everything, extract, listing, meta, network, place
 
 from pipeline.errors import BusyError, CacheError
 from pipeline.store import CacheWriter, FeatureCache, verify_cache
@@ -26,16 +26,21 @@ MORE = Listing([*listing(20, first=900).contents, *IMAGES.contents[10:], *listin
 class Scenario:
     """A run that is to be interrupted, after another that was not, with what must come of it."""
 
-    def __init__(self, folder, before: Listing | None, images: Listing):
+    def __init__(self, folder, before: Listing | None, images: Listing, first: int | None = None, rows=None):
         self.before, self.images, self.folder = before, images, folder
+        self.options = {"part_rows": rows}
+        self.said = contents if rows is None else everything  # in how many parts a row lies may differ
         self.start, reference = folder / "start", folder / "reference"
         self.start.mkdir()
         if before:
-            extract(place(self.start), before)
+            extract(place(self.start), before, part_rows=first)
         shutil.copytree(self.start, reference)
-        self.to_compute = extract(place(reference), images).computed
-        self.expected = contents(place(reference))
-        self.old = contents(place(self.start)) if before else None
+        self.to_compute = self.extract(place(reference)).computed
+        self.expected = self.said(place(reference))
+        self.old = self.said(place(self.start)) if before else None
+
+    def extract(self, path, **options) -> Run:
+        return extract(path, self.images, **self.options, **options)
 
     def fresh(self, name: str):
         shutil.copytree(self.start, self.folder / name)
@@ -44,29 +49,35 @@ class Scenario:
     def check(self, path, committed) -> None:
         """Go on after the crash, and require the promised outcome."""
         if self.old and path.exists():
-            assert everything(path) and contents(path) in (self.old, self.expected)
+            assert everything(path) and self.said(path) in (self.old, self.expected)
         assert path.exists() or not self.old
-        run = extract(path, self.images, disk=QuickDisk())
+        run = self.extract(path, disk=QuickDisk())
         lost = set(committed) & set(run.computed)
         assert not lost, f"{len(lost)} committed images were computed again"
-        assert contents(path) == self.expected
+        assert self.said(path) == self.expected
         assert not CachePlaces(path).partial.exists()
+        listed = [part["name"] for part in meta(path).get("parts", [])]
+        assert sorted(part.name for part in place(path.parents[1]).with_suffix(".parts").glob("*")) == sorted(listed)
 
 
-@pytest.fixture(params=["first run", "ten more", "new labels"])
+SCENARIOS = {
+    "first run": (None, IMAGES),
+    "ten more": (IMAGES, MORE),
+    "new labels": (IMAGES, IMAGES.but(labels=[0] * 71)),
+    "into parts": (IMAGES, MORE, None, 64),
+    "more parts": (IMAGES, MORE, 40, 40),
+}
+
+
+@pytest.fixture(params=SCENARIOS)
 def scenario(request, tmp_path):
-    before, images = {
-        "first run": (None, IMAGES),
-        "ten more": (IMAGES, MORE),
-        "new labels": (IMAGES, IMAGES.but(labels=[0] * 71)),
-    }[request.param]
-    return Scenario(tmp_path, before, images)
+    return Scenario(tmp_path, *SCENARIOS[request.param])
 
 
 def record(scenario: Scenario, name: str = "recorded") -> Recorder:
     path = scenario.fresh(name)
     recorder = Recorder(scenario.folder / name)
-    extract(path, scenario.images, disk=recorder)
+    scenario.extract(path, disk=recorder)
     recorder.committed(scenario.to_compute)
     return recorder
 
@@ -126,7 +137,7 @@ def test_the_plan_is_fsynced_because_its_loss_would_form_other_blocks(tmp_path):
 
 def steps_of(scenario: Scenario) -> list[str]:
     disk = StoppingDisk(lambda number, name: False)
-    extract(scenario.fresh("steps"), scenario.images, disk=disk)
+    scenario.extract(scenario.fresh("steps"), disk=disk)
     return disk.steps
 
 
@@ -137,7 +148,7 @@ def test_sigkill_at_each_named_step_loses_nothing(scenario):
     for number in sorted(numbers):  # the first and the last of each name
         path, report = scenario.fresh(f"kill {number}"), scenario.folder / f"committed {number}"
         disk = KilledDisk(lambda at, _, number=number: at == number, report)
-        status = in_child(lambda path=path, disk=disk: extract(path, scenario.images, disk=disk))
+        status = in_child(lambda path=path, disk=disk: scenario.extract(path, disk=disk))
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         scenario.check(path, report.read_text().splitlines() if report.exists() else [])
 
@@ -148,7 +159,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(scenario):
     for number in hopeless:
         path, run = scenario.fresh(f"full {number}"), Run()
         with pytest.raises(CacheError, match=r"The disk is full: no room for .*h5.* Committed rows are kept") as caught:
-            extract(path, scenario.images, disk=FullDisk(lambda at, _, number=number: at >= number), run=run)
+            scenario.extract(path, disk=FullDisk(lambda at, _, number=number: at >= number), run=run)
         assert "\n" not in str(caught.value) and caught.value.exit_code == 2
         assert "needs about 1." in str(caught.value) or number <= steps.index("create plan")
         assert not list(path.parent.rglob("*.tmp"))

@@ -55,7 +55,8 @@ def extract(options: argparse.Namespace) -> None:
     if scheduler and options.workers is not None:
         raise PipelineError("--workers are threads of this machine; a Dask worker's are set where it is started, by "
                             " `dask worker --nthreads`.")
-    done = extract(options.data, backbone_of(options), strict=options.strict, scheduler=scheduler, **asked)
+    done = extract(options.data, backbone_of(options), strict=options.strict, part_rows=options.part_rows,
+                   scheduler=scheduler, **asked)
     print_notes(done.notes)
     if options.json:
         print_json({**dataclasses.asdict(done), "path": str(done.path)})

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..store.paths import PART_ROWS
 from . import commands, looking, recipes
 from .flags import (
     Parser,
@@ -22,6 +23,7 @@ from .flags import (
     add_tta,
     add_views,
     numbers,
+    positive,
 )
 
 
@@ -43,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
                          help="only tell what it would take: time (of a small sample), disk, memory; writes no cache")
     extract.add_argument("--machines", type=int, metavar="W",
                          help="with --estimate: also what a cluster of W machines like this one would take")
+    extract.add_argument("--part-rows", type=positive, metavar="N",
+                         help=f"keep a cache of more than N images in parts of N (default: as it is, or {PART_ROWS})")
     extract.add_argument("--rehash", action="store_true", help="read every file, also those that seem unchanged")
     extract.add_argument("--retry-failed", action="store_true", help="try images again that gave no features before")
     extract.add_argument("--strict", action="store_true", help="exit with 2 if any image cannot be read")

@@ -225,7 +225,7 @@ class CheckedReader:
     def _raise_damage(self, name: str, block: int) -> NoReturn:
         raise CacheError(
             f"{self.path} is damaged: {self.describe(name, block)} are not what was written. "
-            "Run `extract` again: it sets the file aside and keeps every sound row."
+            "Run `extract` again: it keeps every sound row and computes the others again."
         )
 
 

@@ -13,9 +13,9 @@ from ..progress import Progress, silent
 from .blocks import Digester
 from .disk import DISK, Disk
 from .file import FeatureCache
-from .layout import DATASETS
 from .lock import hold
 from .meta import StaleCacheError
+from .parts import parts_listed, sweep
 from .paths import CachePlaces, owner, safe_name, split_name
 from .record import read_header
 from .spec import Spec
@@ -28,7 +28,7 @@ class CacheEntry:
     Attributes
     ----------
     path : Path
-        The file; for a partial cache the folder of its shards.
+        The file; for a partial cache the folder of its shards or parts.
     dataset, backbone, spec : str
         As the path tells; `spec` is the short digest, empty if the name has none.
     rows : int
@@ -72,6 +72,11 @@ def _entries(path: Path) -> Iterator[CacheEntry]:
     if path.suffix == ".partial" and path.is_dir():
         shards = [read_header(shard).get("arrays", {}) for shard in path.glob("*.shard")]
         yield _entry(path, sum(arrays["digests"][1][0] for arrays in shards if arrays), "partial", "not finished")
+    elif path.suffix == ".parts" and path.is_dir():
+        places = CachePlaces(path.with_suffix(".h5"))
+        if places.part_files() and not places.path.exists() and not places.others():
+            rows = sum(_state(part)[0] for part in places.part_files())
+            yield _entry(path, rows, "partial", "parts without the file that lists them")
     elif path.suffix == ".h5":
         yield _entry(path, *_state(path))
     elif ".h5.corrupt" in path.name:
@@ -90,9 +95,17 @@ def _state(path: Path) -> tuple[int, str, str]:
 
 def _entry(path: Path, rows: int, state: str, problem: str) -> CacheEntry:
     backbone, short = split_name(owner(path))
-    files = [file.stat() for file in (path.iterdir() if state == "partial" else [path])]
+    files = [file.stat() for file in (path.iterdir() if state == "partial" else [path, *_parts_of(path)])]
     size, modified = sum(stat.st_size for stat in files), max((stat.st_mtime for stat in files), default=0.0)
     return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem)
+
+
+def _parts_of(path: Path) -> list[Path]:
+    try:
+        names = {part["name"] for part in parts_listed(path).get("parts", [])}
+    except CacheError:
+        return []
+    return [file for file in CachePlaces(path).part_files() if file.name in names]
 
 
 def verify_cache(path: Path | str, progress: Progress = silent) -> list[str]:
@@ -114,14 +127,15 @@ def verify_cache(path: Path | str, progress: Progress = silent) -> list[str]:
 def _problems_of_wholes(cache: FeatureCache, done: Callable[[int], Any]) -> list[str]:
     """Compare each dataset's digest over all its bytes: the one that others can check, who know no blocks."""
     problems = []
-    size = cache.meta["rows_per_block"]
-    for name in DATASETS:
-        dataset, digester = cache.reader.file[name], Digester()
-        for start in range(0, len(dataset), size):
-            digester.update(dataset[start : start + size])
-            done(min(size, len(dataset) - start) if name == "features" else 0)
-        if digester.sha256 != cache.meta["sha256"].get(name):
-            problems.append(f"{name!r} does not match its digest")
+    for one in dict.fromkeys((cache, *cache.pieces)):
+        size = one.meta["rows_per_block"]
+        for name in one.datasets:
+            dataset, digester = one.reader.file[name], Digester()
+            for start in range(0, len(dataset), size):
+                digester.update(dataset[start : start + size])
+                done(min(size, len(dataset) - start) if name == "features" else 0)
+            if digester.sha256 != one.meta["sha256"].get(name):
+                problems.append(f"{name!r} does not match its digest in {one.path.name}")
     return problems
 
 
@@ -177,9 +191,13 @@ def remove(entry: CacheEntry, disk: Disk = DISK) -> int:
     """
     places = CachePlaces(owner(entry.path))
     with hold(places.lock, str(places.path), disk):
-        if entry.state == "partial":
+        if entry.path == places.parts:
+            places.remove_parts(disk)
+        elif entry.state == "partial":
             places.remove_partial(disk)
         else:
             disk.unlink(entry.path)
+        if entry.path.suffix == ".h5":
+            sweep(places, disk)
         disk.sync_folder(entry.path.parent)
     return entry.bytes

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import CacheError
 from .blocks import CheckedReader, ignore
-from .layout import DATASETS
-from .meta import StaleCacheError, read_meta
+from .layout import DATASETS, PLACES
+from .meta import PartError, StaleCacheError, read_meta
 from .notebook import html_table
 from .paths import CachePlaces
 from .spec import Spec
@@ -67,10 +67,17 @@ class FeatureCache:
             raise CacheError(f"{path} is not complete yet. Run the same `extract` again: committed rows are kept.")
         file = open_hdf5(path)
         try:
-            cache = cls(path, file, read_meta(file, path), verify)
+            cache = _kind_of(file)(path, file, read_meta(file, path), verify)
+        except BaseException as error:
+            outdated = isinstance(error, PartError) and _replaced(file, path)
+            file.close()
+            if outdated:  # a writer put another file in its place, and removed its parts, just now
+                return cls.open(path, spec=spec, verify=verify)
+            raise
+        try:
             cache._require(spec)
         except BaseException:
-            file.close()
+            cache.close()
             raise
         return cache
 
@@ -91,7 +98,7 @@ class FeatureCache:
         self.close()
 
     def __len__(self) -> int:
-        return len(self.features)
+        return self.shape[0]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.meta["counts"]["splits"].items())
@@ -106,8 +113,18 @@ class FeatureCache:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The files behind it: its own."""
+        """What to open to have the same again: its own path."""
         return (self.path,)
+
+    @property
+    def pieces(self) -> tuple[FeatureCache, ...]:
+        """The ordinary caches that hold the rows: itself, or its parts."""
+        return (self,)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets of its file, but `meta`."""
+        return [name for name in (PLACES, *DATASETS) if name in self._file]
 
     @cached_property
     def spec(self) -> Spec:
@@ -176,7 +193,7 @@ class FeatureCache:
         """
         return [
             f"{self.reader.describe(name, block)} do not match their digest"
-            for name in DATASETS
+            for name in self.datasets
             for block in self.reader.bad_blocks(name, done=done if name == "features" else ignore)
         ]
 
@@ -226,3 +243,27 @@ class FeatureCache:
             rows = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + step)]
             if len(rows):
                 yield rows, self.read_rows(rows, view=view)
+
+
+def stream_rows(
+    cache: FeatureCache, batch_rows: int, split: str | None, view: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (positions, features) of all rows or a split's, in order, `batch_rows` at a time."""
+    wanted = np.arange(len(cache)) if split is None else cache.indices(split)
+    for start in range(0, len(wanted), batch_rows):
+        rows = wanted[start : start + batch_rows]
+        yield rows, cache.read_rows(rows, view=view)
+
+
+def _kind_of(file: h5py.File) -> type[FeatureCache]:
+    if PLACES not in file:
+        return FeatureCache
+    from .parts import PartedCache  # which is made of these
+
+    return PartedCache
+
+
+def _replaced(file: h5py.File, path: Path) -> bool:
+    """Tell whether an open file is no longer the one of this name."""
+    opened, now = os.fstat(file.id.get_vfd_handle()), path.stat()
+    return (opened.st_dev, opened.st_ino) != (now.st_dev, now.st_ino)

@@ -90,7 +90,7 @@ def write_hdf5(
     file : DiskFile
         New and empty.
     columns : mapping
-        Every dataset but `meta`.
+        Every dataset but `meta`, the features or their places first.
     meta : mapping
         Becomes `meta`, with the digests of all columns.
     written : callable
@@ -101,8 +101,9 @@ def write_hdf5(
     OSError
         The first that a write met, a full disk for example.
     """
-    rows, row_bytes = columns["features"].shape[0], _row_bytes(columns["features"])
-    size = block_rows(rows, row_bytes)
+    first = next(iter(columns.values()))
+    widest = first if "features" in columns else max(columns.values(), key=_row_bytes)
+    size = block_rows(first.shape[0], _row_bytes(widest))
     sink = Sink(file)
     digests: dict[str, Digester] = {}
     with h5py.File(sink, "w", libver=("v110", "v110"), driver="fileobj") as hdf5:

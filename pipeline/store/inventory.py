@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import numpy as np
 
 from ..errors import CacheError
 from ..progress import Progress
 from .disk import Disk
+from .file import FeatureCache
 from .keys import find
 from .ledger import Ledger
+from .meta import PartError
 from .paths import CachePlaces
 from .plan import BlockPlan, block_size
 from .record import BrokenRecordError
-from .sources import FileSource, Shard
+from .sources import Shard, open_sources, sources_of
 from .spec import Spec
 
 
@@ -23,14 +23,14 @@ class Inventory:
 
     Attributes
     ----------
-    own : FileSource or None
-        The complete file that the run will replace, if it is sound.
+    own : FeatureCache or None
+        The cache that the run will replace, if it is sound.
     notes : list of str
         What was found amiss and done about it, one line each.
     """
 
     def __init__(self, places: CachePlaces, spec: Spec, disk: Disk, progress: Progress):
-        self.own: FileSource | None = None
+        self.own: FeatureCache | None = None
         self.notes: list[str] = []
         self._places, self._spec, self._disk, self._progress = places, spec, disk, progress
 
@@ -61,29 +61,40 @@ class Inventory:
 
     def _learn_from_files(self, ledger: Ledger, siblings: list, retry_failed: bool) -> None:
         self.own = self._open_own()
-        if self.own:
-            ledger.learn(self.own, failures=not retry_failed)
+        path = self._places.path
+        for source in sources_of(self.own) if self.own is not None else open_sources(path, self._spec):
+            ledger.learn(source, failures=not retry_failed)
         for path in [*siblings, *self._places.others(), *self._places.set_aside()]:
-            if len(ledger.unknown):
-                with suppress(CacheError):  # that there are no rows to be had there is no error here
-                    ledger.learn(FileSource(path, self._spec), failures=not retry_failed)
+            for source in open_sources(path, self._spec) if len(ledger.unknown) else ():
+                ledger.learn(source, failures=not retry_failed)
 
-    def _open_own(self) -> FileSource | None:
-        """Open the complete file. If it is damaged or stale, set it aside; its sound rows are found there."""
+    def _open_own(self) -> FeatureCache | None:
+        """Open the complete cache. If its file is damaged or stale, set that aside; sound rows are found there.
+
+        If only a part is damaged or missing, everything stays where it is until the new file takes its place.
+        """
         path = self._places.path
         if not path.exists():
             return None
         try:
-            own = FileSource(path, self._spec)
+            own = FeatureCache.open(path, spec=self._spec)
+        except PartError as error:
+            self.notes.append(f"{error} What it lacks is made again.")
+            return None
         except CacheError as error:
             self._set_aside(str(error))
             return None
-        with self._progress(total=len(own.cache), desc="Verifying the cache", unit="rows") as bar:
-            problems = own.cache.problems(bar.update)
+        with self._progress(total=len(own), desc="Verifying the cache", unit="rows") as bar:
+            in_file = FeatureCache.problems(own, bar.update)  # of its own file, the list of the parts
+            problems = in_file or own.problems(bar.update)
         if not problems:
             return own
         own.close()
-        self._set_aside(f"{path} is damaged ({problems[0]}; {len(problems)} such in all).")
+        why = f"{path} is damaged ({problems[0]}; {len(problems)} such in all)."
+        if in_file:
+            self._set_aside(why)
+        else:
+            self.notes.append(f"{why} Its sound rows are kept.")
         return None
 
     def _set_aside(self, why: str) -> None:

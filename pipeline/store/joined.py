@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CacheError
-from .file import FeatureCache
+from .file import FeatureCache, stream_rows
 from .keys import as_keys, find
 from .spec import joined_spec
 
@@ -71,7 +71,7 @@ class JoinedCache(FeatureCache):
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The files behind it."""
+        """What to open to have the same again: each cache's path."""
         return tuple(cache.path for cache in self.caches)
 
     @property
@@ -83,9 +83,6 @@ class JoinedCache(FeatureCache):
     def dtype(self) -> np.dtype:
         """The widest precision on disk."""
         return np.result_type(*(cache.dtype for cache in self.caches))
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def close(self) -> None:
         """Close all files."""
@@ -109,10 +106,7 @@ class JoinedCache(FeatureCache):
         self, batch_rows: int = 4096, *, split: str | None = None, view: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (positions, features) in order, `batch_rows` at a time."""
-        wanted = np.arange(len(self)) if split is None else self.indices(split)
-        for start in range(0, len(wanted), batch_rows):
-            rows = wanted[start : start + batch_rows]
-            yield rows, self.read_rows(rows, view=view)
+        return stream_rows(self, batch_rows, split, view)
 
 
 def open_caches(paths: Sequence[Path | str]) -> FeatureCache:

@@ -13,6 +13,12 @@ SKIPPED_DATASETS = ("skipped_paths", "skipped_reasons")
 DATASETS = (*ROW_DATASETS, *SKIPPED_DATASETS)
 """Everything but `meta`, a scalar of JSON text that describes the rest."""
 
+PLACES = "places"
+"""In the file of a cache in parts, instead of the features: where the row stands among those of all parts."""
+
+MANIFEST_DATASETS = (PLACES, *DATASETS[1:])
+"""The datasets of such a file, but `meta`."""
+
 CHUNK_BYTES = 512 * 1024
 BLOCKS = 256
 BLOCK_BYTES = 32 * 1024 * 1024
@@ -47,6 +53,6 @@ def problem_of_type(name: str, shape: tuple[int, ...], dtype: np.dtype) -> str |
         return None if dtype in (np.dtype("<f4"), np.dtype("<f2")) and len(shape) in (2, 3) else text
     if name == "digests":
         return None if dtype == np.uint8 and len(shape) == 2 and shape[1] == 16 else text
-    if name == "labels":
+    if name in ("labels", PLACES):
         return None if dtype == np.dtype("<i8") and len(shape) == 1 else text
     return None if dtype.kind == "S" and len(shape) == (0 if name == "meta" else 1) else text

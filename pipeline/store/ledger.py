@@ -86,6 +86,10 @@ class Ledger:
         """Return the digests of these listing positions."""
         return as_digests(self.keys[self.image[listed]])
 
+    def digests_of(self, images: np.ndarray) -> np.ndarray:
+        """Return the digests of these distinct images."""
+        return as_digests(self.keys[images])
+
     def read(self, images: np.ndarray) -> np.ndarray:
         """Return the rows of these distinct images, which must have some."""
         assert self.kind is not None

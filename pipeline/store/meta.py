@@ -12,7 +12,6 @@ from typing import Any
 import h5py
 
 from ..errors import CacheError
-from .layout import DATASETS
 from .paths import split_name
 from .spec import FORMAT_VERSION, Spec, canonical_json
 
@@ -33,6 +32,10 @@ _FIELDS = {
 
 class StaleCacheError(CacheError):
     """A sound cache file that does not belong to what is asked for."""
+
+
+class PartError(CacheError):
+    """A part of a cache is missing or not what it was; the file that lists the parts is sound."""
 
 
 def seal(meta: Mapping[str, Any]) -> bytes:
@@ -80,7 +83,7 @@ def _problem_of_blocks(meta: dict[str, Any], file: h5py.File) -> str | None:
     if meta["format"] != FORMAT_VERSION:
         return None
     size = meta["rows_per_block"]
-    for name in DATASETS:
+    for name in set(file) - {"meta"}:
         blocks = meta["block_sha256"].get(name)
         if size < 1 or not isinstance(blocks, list) or len(blocks) != -(-len(file[name]) // size):
             return f"its 'meta' does not list the digests of {name!r}"

@@ -69,6 +69,12 @@ class Overlay:
             root=root,
         )
 
+    @classmethod
+    def of_part(cls, digests: np.ndarray) -> Overlay:
+        """Say nothing of images but what they are: labels, splits and names are not a part's business."""
+        rows = len(digests)
+        return cls([""] * rows, np.full(rows, -1), np.full(rows, "none"), digests, (), [], "")
+
     def columns(self) -> dict[str, Column]:
         """Return every dataset of the file but the features and `meta`."""
         rows = len(self.paths)
@@ -84,7 +90,7 @@ class Overlay:
     def counts(self) -> dict[str, Any]:
         """Return the number of rows, distinct images, skipped images and images a split."""
         splits = dict(Counter(self.splits.tolist()))
-        distinct = len({digest.tobytes() for digest in self.digests})
+        distinct = len(np.unique(as_keys(self.digests)))
         return {"rows": len(self.paths), "distinct": distinct, "skipped": len(self.skipped), "splits": splits}
 
     def displaces(self, cache: FeatureCache) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,11 @@ from pathlib import Path
 from .disk import Disk
 from .spec import Spec
 
+PART_ROWS = 1_000_000
+"""Rows of a part of a cache, where nothing else is asked for: so many are one file."""
+
+PART_NAME = re.compile(r"[0-9]{6,9}\.h5")
+_PART_OR_UNFINISHED = re.compile(rf"{PART_NAME.pattern}|\.{PART_NAME.pattern}\.tmp")
 _NAMED_BY_SPEC = re.compile(r"(?P<backbone>.+)-(?P<short>[0-9a-f]{12})")
 
 
@@ -35,8 +41,9 @@ def split_name(path: Path) -> tuple[str, str | None]:
 
 
 def owner(path: Path) -> Path:
-    """Return the cache file that `path` belongs to: itself, or the one that it was set aside or kept from."""
-    return path.with_name(re.split(r"@[0-9a-f]{8}\.h5|\.h5|\.partial", path.name)[0] + ".h5")
+    """Return the cache file that `path` belongs to: itself, or the one that it becomes, or was set aside from."""
+    name = re.sub(r"\.(.+)\.tmp", r"\1", path.name)
+    return path.with_name(re.split(r"@[0-9a-f]{8}\.h5|\.h5|\.partial|\.parts", name)[0] + ".h5")
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,43 @@ class CachePlaces:
 
     def remove_partial(self, disk: Disk) -> None:
         """Remove the plan and the shards."""
-        if not self.partial.is_dir():
-            return
+        if self.partial.is_symlink() or not self.partial.is_dir():
+            return  # through somebody's link, other files than ours would be removed
         with suppress(OSError):  # what stays does no harm: the next run finds its rows known
             disk.unlink(self.plan)
             disk.sync_folder(self.partial)  # for good, because a plan with only some of its shards would be resumed
             for path in self.partial.iterdir():
                 disk.unlink(path)
             disk.remove_folder(self.partial)
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the parts, where the rows are not in `path` itself; see `PartedCache`."""
+        return owner(self.path).with_suffix(".parts")
+
+    def part_files(self) -> list[Path]:
+        """List whatever could be a part, sorted by name; no link is followed."""
+        return [path for path in self._in_parts(PART_NAME) if not path.is_symlink()]
+
+    def _in_parts(self, name: re.Pattern) -> list[Path]:
+        if self.parts.is_symlink() or not self.parts.is_dir():
+            return []
+        return sorted(path for path in self.parts.iterdir() if name.fullmatch(path.name))
+
+    def new_part(self) -> Path:
+        """Return a name that no part has, after all others."""
+        return self.parts / f"{max((int(path.stem) for path in self.part_files()), default=-1) + 1:06d}.h5"
+
+    def remove_parts(self, disk: Disk, keep: Collection[str] = ()) -> None:
+        """Remove all parts but some, and the folder if nothing else is left in it."""
+        with suppress(OSError):  # what stays does no harm: the next run removes it
+            for path in self._in_parts(_PART_OR_UNFINISHED):
+                if path.name not in keep:
+                    disk.unlink(path)
+            if not self.parts.is_symlink() and self.parts.is_dir():
+                disk.sync_folder(self.parts)
+                if not any(self.parts.iterdir()):
+                    disk.remove_folder(self.parts)
 
     def set_aside(self) -> list[Path]:
         """List the damaged or stale files set aside earlier, oldest first."""

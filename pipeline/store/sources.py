@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import CacheError
 from .disk import Disk
 from .file import FeatureCache
 from .keys import as_digests, as_keys, to_hex
+from .paths import CachePlaces
 from .record import BrokenRecordError, Record, write_record
 from .spec import Spec
 
@@ -78,19 +81,21 @@ class RowSource(Protocol):
 
 
 class FileSource:
-    """The rows of a complete file, or the sound ones of a damaged one.
+    """The rows of one file, or the sound ones of a damaged one.
 
-    Raises
-    ------
-    CacheError
-        If nothing in the file can be trusted, or it was made with another spec.
+    Parameters
+    ----------
+    cache : FeatureCache
+        The file; closed with this.
+    whole : FeatureCache, optional
+        What it is the last part of, and whose failures it tells; closed with this too.
     """
 
-    def __init__(self, path: Path, spec: Spec):
-        self.cache = FeatureCache.open(path, spec=spec)
+    def __init__(self, cache: FeatureCache, whole: FeatureCache | None = None):
+        self.cache, self._whole = cache, cache if whole is None else whole
         self._reader = self.cache.reader
         self.kind = RowKind.of(self.cache.features)
-        self.failed: dict[str, str] = self.cache.meta["failed"]
+        self.failed: dict[str, str] = self._whole.meta["failed"]
         self.passing: list[str] = []
         rows = np.arange(len(self.cache))
         self._rows = rows[~np.isin(self._reader.blocks_of(rows), self._reader.bad_blocks("digests"))]
@@ -108,6 +113,24 @@ class FileSource:
     def close(self) -> None:
         """See `RowSource`."""
         self.cache.close()
+        self._whole.close()
+
+
+def sources_of(cache: FeatureCache) -> list[FileSource]:
+    """Return the files that hold a cache's rows."""
+    *others, last = cache.pieces
+    return [*map(FileSource, others), FileSource(last, cache)]
+
+
+def open_sources(path: Path, spec: Spec) -> list[FileSource]:
+    """Open the files that hold rows of the cache `path`: itself, or its parts, even where it does not open."""
+    with suppress(CacheError):
+        return sources_of(FeatureCache.open(path, spec=spec))
+    found = []
+    for part in CachePlaces(path).part_files():
+        with suppress(CacheError):  # that there are no rows to be had there is no error here
+            found += sources_of(FeatureCache.open(part, spec=spec))
+    return found
 
 
 class Shard:

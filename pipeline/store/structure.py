@@ -15,7 +15,7 @@ import numpy as np
 from h5py import h5d, h5l, h5o, h5z
 
 from ..errors import CacheError
-from .layout import DATASETS, ROW_DATASETS, SKIPPED_DATASETS, problem_of_type
+from .layout import DATASETS, MANIFEST_DATASETS, PLACES, SKIPPED_DATASETS, problem_of_type
 
 _NAMES_AT_MOST = 64  # listed in a message
 _LAYOUTS = (h5d.CONTIGUOUS, h5d.COMPACT, h5d.CHUNKED)
@@ -53,8 +53,9 @@ def _problem(file: h5py.File, size: int) -> str | None:
     if len(file) > _NAMES_AT_MOST:
         return f"it holds {len(file)} objects"
     names = set(file)
-    if names != {*DATASETS, "meta"}:
-        odd = sorted(names ^ {*DATASETS, "meta"})
+    expected = {*(MANIFEST_DATASETS if PLACES in names else DATASETS), "meta"}
+    if names != expected:
+        odd = sorted(names ^ expected)
         return f"missing or unexpected names {', '.join(map(repr, odd))}"
     for name in names:
         problem = _problem_of_link(file, name)
@@ -99,8 +100,8 @@ def _chunks_expected(dataset: h5py.Dataset) -> int:
 
 
 def _problem_of_lengths(shapes: dict[str, tuple[int, ...]]) -> str | None:
-    for group in (ROW_DATASETS, SKIPPED_DATASETS):
-        lengths = {name: shapes[name][0] for name in group}
+    for group in (shapes.keys() - {*SKIPPED_DATASETS, "meta"}, SKIPPED_DATASETS):
+        lengths = {name: shapes[name][0] for name in sorted(group)}
         if len(set(lengths.values())) > 1:
             return f"lengths differ: {lengths}"
     return None

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CacheError
 from .ledger import FAILED, Ledger
 from .paths import CachePlaces
 from .record import BrokenRecordError
-from .sources import FileSource, Shard
+from .sources import FileSource, Shard, open_sources
 from .spec import Spec
 
 
@@ -26,6 +25,8 @@ class Survey:
         Listing positions of the distinct images without a row.
     listed, reused, duplicates, known_failures : int
         As in `Plan`.
+    in_parts : int
+        Listed images whose row lies in a part of this very cache, which is not written again.
     row_bytes : int
         Size of the rows that were found; 0 if none was.
     """
@@ -35,11 +36,13 @@ class Survey:
     reused: int
     duplicates: int
     known_failures: int
+    in_parts: int
     row_bytes: int
 
     def room(self, row_bytes: int) -> int:
         """Return the bytes that a run writes: the pending rows' shards, and the complete file beside them."""
-        return len(self.to_compute) * row_bytes + self.listed * (row_bytes + 300) + (1 << 20)
+        written = len(self.to_compute) + self.listed - self.in_parts
+        return written * row_bytes + self.listed * 300 + (1 << 20)
 
 
 def survey(path: Path, spec: Spec, digests: np.ndarray, *, retry_failed: bool = False) -> Survey:
@@ -47,19 +50,22 @@ def survey(path: Path, spec: Spec, digests: np.ndarray, *, retry_failed: bool = 
     ledger, places = Ledger(digests), CachePlaces(path)
     try:
         for file in (path, *places.siblings(), *places.others(), *places.set_aside()):
-            with suppress(CacheError):
-                ledger.learn(FileSource(file, spec), failures=not retry_failed)
+            for source in open_sources(file, spec):
+                ledger.learn(source, failures=not retry_failed)
         for shard in places.shards():
             with suppress(BrokenRecordError):
                 ledger.learn(Shard(shard, spec), failures=not retry_failed)
         state = ledger.state
         missing = np.isin(ledger.keys, ledger.unknown)
+        parts = [number for number, source in enumerate(ledger.sources)
+                 if isinstance(source, FileSource) and source.cache.path.parent == places.parts]
         return Survey(
             to_compute=np.sort(ledger.first[missing]),
             listed=len(ledger.image),
             reused=int((state >= 0).sum()),
             duplicates=len(ledger.image) - len(ledger.keys),
             known_failures=int((state == FAILED).sum()),
+            in_parts=int(np.isin(state, parts).sum()),
             row_bytes=ledger.kind.bytes if ledger.kind else 0,
         )
     finally:

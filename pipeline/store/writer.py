@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,17 @@ from ..errors import CacheError
 from ..progress import Progress, silent
 from .disk import DISK, Disk
 from .file import FeatureCache
-from .finalise import Column, write_hdf5
 from .inventory import Inventory
-from .keys import find, to_hex
+from .keys import as_keys, find, to_hex
 from .ledger import FAILED, UNKNOWN, Ledger
 from .lock import hold
 from .overlay import Overlay
 from .paths import CachePlaces, split_name
 from .plan import Plan
+from .publishing import Publisher, part_rows_of
 from .room import explained, require_room
 from .sources import RowKind, Shard
-from .spec import FORMAT_VERSION, Spec
+from .spec import Spec
 
 
 class CacheWriter:
@@ -44,11 +43,14 @@ class CacheWriter:
     ...     cache = writer.finish(paths=dataset.paths, labels=dataset.labels, splits=dataset.splits)
     """
 
-    def __init__(self, path: Path, spec: Spec, siblings: Sequence[Path], progress: Progress, disk: Disk):
-        self.path, self.spec = path, spec
+    def __init__(
+        self, path: Path, spec: Spec, siblings: Sequence[Path], part_rows: int | None, progress: Progress, disk: Disk
+    ):
+        self.path, self.spec, self.part_rows = path, spec, part_rows
         self._places, self._disk, self._progress, self._siblings = CachePlaces(path), disk, progress, list(siblings)
         self._inventory = Inventory(self._places, spec, disk, progress)
         self._ledger = Ledger(np.empty((0, 16), np.uint8))
+        self._publisher = self._make_publisher()
         self._plan_id = ""
         self._pending: dict[int, np.ndarray] = {}
         self._numbers: list[int] = []
@@ -63,6 +65,7 @@ class CacheWriter:
         spec: Spec,
         *,
         siblings: Sequence[Path] | None = None,
+        part_rows: int | None = None,
         progress: Progress = silent,
         disk: Disk = DISK,
     ) -> CacheWriter:
@@ -76,6 +79,9 @@ class CacheWriter:
         siblings : sequence of Path, optional
             Complete caches of the same spec whose rows may be copied; by default those of the same file
             name in the neighbouring data sets' folders.
+        part_rows : int, optional
+            With more distinct images than these, the cache is made in parts, of at most so many rows each; by default
+            as it was last, or `PART_ROWS`.
         progress : callable
             See `pipeline.progress`.
 
@@ -92,7 +98,8 @@ class CacheWriter:
         if not spec.sha256.startswith(split_name(path)[1] or ""):
             raise ValueError(f"{path} is not the place of a cache of spec {spec.short}")
         with explained(path, lambda: 0):
-            return cls(path, spec, CachePlaces(path).siblings() if siblings is None else siblings, progress, disk)
+            siblings = CachePlaces(path).siblings() if siblings is None else siblings
+            return cls(path, spec, siblings, part_rows, progress, disk)
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -129,6 +136,7 @@ class CacheWriter:
             If the disk has too little room for what is to be written.
         """
         ledger = self._ledger = Ledger(digests)
+        self._publisher = self._make_publisher()
         with explained(self.path, self._room_needed):
             plan, resumed = self._inventory.take(ledger, self._siblings, retry_failed)
             for number, keys in enumerate(plan.blocks):
@@ -142,6 +150,10 @@ class CacheWriter:
                 self.require_room(ledger.kind.bytes)
         self._plan_id, self._numbers = plan.id, list(self._pending)
         return self._summary()
+
+    def _make_publisher(self) -> Publisher:
+        part_rows = self.part_rows or part_rows_of(self.path)
+        return Publisher(self._places, self.spec, self._ledger, self._disk, self._progress, part_rows)
 
     def _summary(self) -> Plan:
         ledger, state = self._ledger, self._ledger.state
@@ -168,7 +180,8 @@ class CacheWriter:
         """Bytes still to be written: the pending rows' shards, and the complete file beside all of them."""
         row_bytes = row_bytes or (self._ledger.kind.bytes if self._ledger.kind else 0)
         pending = sum(map(len, list(self._pending.values())))
-        return pending * row_bytes + len(self._ledger.image) * (row_bytes + 300) + (1 << 20)
+        written = pending + self._publisher.rows_to_write()
+        return written * row_bytes + len(self._ledger.image) * 300 + (1 << 20)
 
     def commit(
         self,
@@ -246,7 +259,8 @@ class CacheWriter:
     ) -> FeatureCache:
         """Write the complete file, verify it, put it in place, and only then remove the shards.
 
-        Rows of images that are no longer listed are dropped. Nothing is written if nothing has changed.
+        Rows of images that are no longer listed are dropped. Nothing is written if nothing has changed. In parts,
+        those stay as they are of whose rows enough are wanted still; all others are written anew.
 
         Parameters
         ----------
@@ -270,45 +284,20 @@ class CacheWriter:
         meta = {**(meta or {}), "seconds": seconds}
         overlay = Overlay.of(self._ledger, paths, labels, splits, classes, skipped, str(meta.get("root", "")))
         own = self._inventory.own
-        if own is None or not overlay.describes(own.cache):
+        if own is None or not overlay.describes(own) or self._other_parts(own):
             with explained(self.path, self._room_needed):
-                if own and overlay.displaces(own.cache):
+                if own is not None and overlay.displaces(own):
                     # two folders called `images` would otherwise take each other's rows away, run after run
-                    self._disk.link(self.path, self._places.of_root(own.cache.meta["root"]))
-                self._publish(overlay, meta)
+                    self._disk.link(self.path, self._places.of_root(own.meta["root"]))
+                if self._ledger.kind:
+                    self.require_room(self._ledger.kind.bytes)
+                self._publisher.publish(overlay, meta)
                 self._disk.unlink(self._places.of_root(overlay.root))
         self._places.remove_partial(self._disk)
         return FeatureCache.open(self.path, spec=self.spec)
 
-    def _publish(self, overlay: Overlay, meta: Mapping[str, Any]) -> None:
-        images = self._ledger.image[self._ledger.state >= 0]
-        kind = self._ledger.kind or RowKind((0,), np.dtype("<f4"))
-        shape = (len(images), *kind.shape)
-        features = Column(shape, kind.dtype, lambda start, stop: self._ledger.read(images[start:stop]))
-        columns = {"features": features, **overlay.columns()}
-        self.require_room(kind.bytes)
-        with self._progress(total=2 * len(images), desc="Writing the cache", unit="rows") as bar:
-            self._disk.publish(
-                self.path,
-                fill=lambda file: write_hdf5(file, columns, {**meta, **self._meta(overlay)}, bar.update),
-                check=lambda path: _prove(path, self.spec, bar.update),
-            )
-
-    def _meta(self, overlay: Overlay) -> dict[str, Any]:
-        return {
-            "format": FORMAT_VERSION,
-            "spec": self.spec.fields,
-            "spec_sha256": self.spec.sha256,
-            "classes": list(overlay.classes),
-            "counts": overlay.counts(),
-            "failed": self._ledger.remembered(),
-            "root": overlay.root,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-
-def _prove(path: Path, spec: Spec, done) -> None:
-    with FeatureCache.open(path, spec=spec) as cache:
-        problems = cache.problems(done)
-    if problems:
-        raise CacheError(f"{path} was not stored as written: {problems[0]}. The disk may be failing.")
+    def _other_parts(self, own: FeatureCache) -> bool:
+        """Tell whether parts of another size were asked for than the cache has."""
+        if self.part_rows in (None, own.meta.get("part_rows")):
+            return False
+        return len(own.pieces) > 1 or len(np.unique(as_keys(own.digests))) > self.part_rows
