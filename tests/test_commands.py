@@ -466,3 +466,45 @@ def test_few_shot_figures_and_the_learning_curve(tiles, warm):
     assert code == 0 and "with twice the labels expect" in out
     assert [path.name for path in Path("runs").iterdir()] == ["learning-curves"]
     assert "invalid" in warm.error("learning-curve", "--data", tiles, "--shots", "a,b")
+
+
+def test_a_cache_in_parts_serves_every_command(tiles, warm, tmp_path):
+    photos = tmp_path / "tiles"
+    shutil.copytree(tiles, photos)
+    one = warm.json("train-head", "--data", tiles)["runs"][0]
+    done = warm.json("extract", "--data", photos, "--part-rows", 10)
+    assert (done["computed"], done["rows"]) == (0, 2 * TILES)
+    (entry,) = warm.json("cache", "ls")["caches"]
+    parts = sorted(Path(entry["path"]).with_suffix(".parts").iterdir())
+    assert (entry["path"], entry["rows"], entry["state"], len(parts)) == (done["path"], 2 * TILES, "complete", 4)
+    run = warm.json("train-head", "--data", photos)["runs"][0]
+    assert run["splits"] == one["splits"]
+    report = warm.json("cache", "verify", done["path"], "--recompute", 4)["caches"][0]
+    assert report["recomputed"] == 4 and report["deviation"] < 1e-5
+    warm.run("extract", "--data", photos, "--backbone", "pixels", "--part-rows", 20)
+    (pixels,) = (one["path"] for one in warm.json("cache", "ls")["caches"] if one["backbone"] == "pixels")
+    joined = warm.json("train-head", "--features", done["path"], pixels, "--name", "joined")["runs"][0]
+    assert joined["splits"]["val"]["n"] == 8
+    warm.json("audit", "--features", done["path"], "--runs")
+
+
+def test_one_image_more_in_a_cache_of_parts_costs_one_forward_pass(tiles, warm, tmp_path):
+    photos = tmp_path / "tiles"
+    shutil.copytree(tiles, photos)
+    path = Path(warm.json("extract", "--data", photos, "--part-rows", 10)["path"])
+    before = {part: part.stat().st_ino for part in path.with_suffix(".parts").iterdir()}
+    Image.fromarray(load_sample_images().images[0][200:296, 200:296]).save(photos / "train" / "china" / "new.png")
+    assert "out of date: 1 images new" in warm.error("train-head", "--data", photos)
+    assert warm.json("extract", "--data", photos)["computed"] == 1
+    after = {part: part.stat().st_ino for part in path.with_suffix(".parts").iterdir()}
+    assert before.items() < after.items() and len(after) == 5
+    lost = sorted(before)[1]
+    lost.unlink()
+    assert f"{lost} is missing, a part of" in warm.error("train-head", "--data", photos)
+    code, out, _ = warm.run("cache", "verify")
+    assert code == 1 and f"{lost.name} is missing" in out
+    assert warm.json("extract", "--data", photos)["computed"] == 8
+    assert warm.run("cache", "verify")[0] == 0
+    assert warm.json("cache", "rm", path)["removed"] == [str(path)]
+    assert not path.with_suffix(".parts").exists()
+    assert "'0' is no whole number from 1 up" in warm.error("extract", "--data", photos, "--part-rows", 0)
