@@ -265,5 +265,8 @@ def _kind_of(file: h5py.File) -> type[FeatureCache]:
 
 def _replaced(file: h5py.File, path: Path) -> bool:
     """Tell whether an open file is no longer the one of this name."""
-    opened, now = os.fstat(file.id.get_vfd_handle()), path.stat()
+    try:
+        opened, now = os.fstat(file.id.get_vfd_handle()), path.stat()
+    except OSError:  # removed
+        return True
     return (opened.st_dev, opened.st_ino) != (now.st_dev, now.st_ino)

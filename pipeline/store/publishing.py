@@ -61,7 +61,7 @@ class Publisher:
         return int((~np.isin(self.ledger.source[images], list(self._staying(images)))).sum())
 
     def publish(self, overlay: Overlay, meta: Mapping[str, Any]) -> None:
-        """Write all, verify it, put it in place, and remove the parts that it no longer needs."""
+        """Write all, verify it, and put it in place. Parts that it no longer needs stay; see `sweep`."""
         listed = self.ledger.image[self.ledger.state >= 0]
         images = np.unique(listed)
         needed = {part.path.name for part in self._own_parts().values()}
@@ -70,7 +70,6 @@ class Publisher:
             self._write(self.places.path, listed, overlay, {**meta, "failed": self.ledger.remembered()})
         else:
             self._write_parts(images, listed, overlay, meta)
-        sweep(self.places, self.disk)
 
     def _own_parts(self) -> dict[int, FeatureCache]:
         """Return the ledger's sources that are parts of this cache, by their number."""

@@ -23,6 +23,7 @@ from .keys import as_keys, find, to_hex
 from .ledger import FAILED, UNKNOWN, Ledger
 from .lock import hold
 from .overlay import Overlay
+from .parts import sweep
 from .paths import CachePlaces, split_name
 from .plan import Plan
 from .publishing import Publisher, part_rows_of
@@ -293,6 +294,7 @@ class CacheWriter:
                     self.require_room(self._ledger.kind.bytes)
                 self._publisher.publish(overlay, meta)
                 self._disk.unlink(self._places.of_root(overlay.root))
+                sweep(self._places, self._disk)
         self._places.remove_partial(self._disk)
         return FeatureCache.open(self.path, spec=self.spec)
 
