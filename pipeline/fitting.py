@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = ("test", "val")  # what a figure is taken on: the first of these that there is
 CHUNK = 8192  # rows read at a time
-WITH_MATRIX = ("logistic", "ridge", "lda")  # streamed heads that need the (D, D) sum of products
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def _streamed(
         raise CacheError(f"{size}, and a sweep reads it too often. Give settings (--C, --set), or raise --max-memory.")
     if len(cache.shape) == 3:
         raise CacheError(f"{size}, and views are not streamed. Raise --max-memory, or extract without --views.")
-    if name in WITH_MATRIX or settings.get("scaling") == "pca-whiten":
+    if HEADS[name].head_class.squares or settings.get("scaling") == "pca-whiten":
         require_room_for_sums(cache, max_memory)
     train, val = cache.indices("train"), cache.indices("val")
     y = cache.labels[train]

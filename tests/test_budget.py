@@ -71,6 +71,8 @@ def test_rows_too_wide_for_their_matrices_are_refused(path):
     with FeatureCache.open(path) as cache:
         with pytest.raises(CacheError, match="matrices of 4 x 4"):
             fit_head(cache, "ridge", {}, max_memory=100)
+        with pytest.raises(CacheError, match="matrices of 4 x 4"):
+            fit_head(cache, "lda", {}, max_memory=100)
         assert fit_head(cache, "gaussian-nb", {}, max_memory=100).streamed
 
 

@@ -194,6 +194,15 @@ def test_knns_cosine_votes_by_hand():
     np.testing.assert_allclose(head.predict_proba([[5.0, 0]])[0], expected)
 
 
+def test_of_equally_near_rows_the_first_vote():
+    rng = np.random.default_rng(0)
+    rows, y = rng.integers(0, 3, (400, 2)).astype(np.float32), rng.integers(0, 4, 400)
+    head = make_head("knn", k=7, metric="euclidean", votes="uniform", scaling="none").fit(rows, y)
+    places = np.argsort(np.square(rows[:, None] - rows).sum(axis=2), axis=1, kind="stable")[:, :7]
+    votes = np.stack([np.bincount(y[own], minlength=4) for own in places]) / 7
+    np.testing.assert_allclose(head.predict_proba(rows), votes, atol=1e-12)
+
+
 def test_random_forest_is_scikit_learns():
     X, y = digits()
     head = make_head("random-forest", n_estimators=20).fit(X[:300], y[:300])

@@ -17,7 +17,8 @@ from sklearn.model_selection import StratifiedKFold
 
 from pipeline.evaluation import evaluate
 from pipeline.heads import HEADS, HeadError, make_head, sweep_head
-from pipeline.heads.lockstep import FITTED, Lockstep, minimize_together
+from pipeline.heads.lbfgs import minimize_together
+from pipeline.heads.lockstep import FITTED, Lockstep
 from pipeline.heads.losses import CROSS_ENTROPY, SQUARED_HINGE
 from pipeline.heads.solver import LinearProblem
 from pipeline.heads.sweep import METRICS, chosen, combinations
@@ -138,11 +139,11 @@ def test_functions_minimised_together_do_not_disturb_each_other():
         off = x - aims[which]
         return (bends[which] * off**2).sum(1) / 2 + 1, bends[which] * off
 
-    found, iterations = minimize_together(values, np.zeros((3, 2)), 1e-12, 100)
+    found, iterations = minimize_together(values, np.zeros((3, 2)), 1e-12, 100, 8, 1e-6)
     np.testing.assert_allclose(found[0], aims[0], atol=1e-5)
     np.testing.assert_allclose(found[1, 1], aims[1, 1], atol=1e-5)
     assert iterations[2] == 0
-    alone, _ = minimize_together(lambda x, which: values(x, which * 0 + 1), np.zeros((1, 2)), 1e-12, 100)
+    alone, _ = minimize_together(lambda x, which: values(x, which * 0 + 1), np.zeros((1, 2)), 1e-12, 100, 8, 1e-6)
     np.testing.assert_allclose(alone[0], found[1])
 
 
@@ -176,6 +177,12 @@ def test_progress_counts_every_fit(rows):
     bar = Bar()
     sweep_head("nearest-centroid", *rows, folds=3, n_jobs=1, progress=bar)
     assert (bar.total, sum(bar.steps)) == (12, 12)
+
+
+def test_progress_tells_each_fit_of_a_head_whose_fits_share_nothing(rows):
+    bar, grid = Bar(), {"C": [1.0, 10.0, 100.0]}
+    sweep_head("svm-rbf", *rows, folds=2, grid=grid, n_jobs=1, progress=bar)
+    assert bar.steps == [0, 1, 1, 1, 1, 1, 1]
 
 
 def test_finished_fits_are_not_done_again(rows, tmp_path):

@@ -51,6 +51,7 @@ class Head(Classifier):
     set_threshold_: float
     familiarity_: Familiarity
     streams = False  # whether `fit` takes StreamedRows
+    squares = False  # whether `fit` sums products of features into (D, D) matrices, however few the rows at a time
     threads = False  # whether fits run side by side in threads: quickly done, and nearly all in numpy
 
     def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Head:

@@ -70,7 +70,7 @@ class LDAHead(LinearModel):
         The shrinkage used.
     """
 
-    streams = threads = True
+    streams = squares = threads = True
 
     def __init__(self, shrinkage: str | float = "auto", scaling: str = "standardize",
                  class_weight: str | None = None):
@@ -87,9 +87,7 @@ class LDAHead(LinearModel):
             self.shrinkage_, level = 1.0, overall or 1.0
         covariance *= 1 - self.shrinkage_
         covariance[np.diag_indices_from(covariance)] += max(self.shrinkage_, 1e-9) * level
-        from scipy.linalg import cho_factor, cho_solve
-
-        coef = cho_solve(cho_factor(covariance, lower=True), means.T).T
+        coef = np.linalg.solve(covariance, means.T).T
         prior = moments.counts / moments.counts.sum() * self._class_weights(codes)
         self._keep(coef, np.log(prior) - (coef * means).sum(axis=1) / 2)
 

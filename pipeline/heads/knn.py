@@ -65,11 +65,7 @@ class KNNHead(Head):
         return np.log(np.maximum(shares, np.finfo(np.float64).tiny))
 
     def _votes(self, queries: np.ndarray) -> np.ndarray:
-        likeness = self._similarity(queries)
-        k = min(self.k, len(self.rows_))
-        # a stable order: of equally near rows the first one in training order votes
-        nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :k]
-        likeness = np.take_along_axis(likeness, nearest, axis=1)
+        nearest, likeness = _nearest(self._similarity(queries), min(self.k, len(self.rows_)))
         weight = np.ones_like(likeness)
         if self.votes == "exp":
             weight = np.exp((likeness - likeness[:, :1]) / self.T)
@@ -78,7 +74,22 @@ class KNNHead(Head):
         return shares / shares.sum(axis=1, keepdims=True)
 
     def _similarity(self, queries: np.ndarray) -> np.ndarray:
-        products = (queries @ self.rows_.T.astype(queries.dtype)).astype(np.float64)
+        products = queries @ self.rows_.T.astype(queries.dtype)
         if self.metric == "cosine":
             return products
-        return products - np.square(self.rows_).sum(axis=1) / 2 - np.square(queries).sum(axis=1, keepdims=True) / 2
+        lengths = np.square(self.rows_).sum(axis=1) / 2, np.square(queries).sum(axis=1, keepdims=True) / 2
+        return products.astype(np.float64) - lengths[0] - lengths[1]
+
+
+def _nearest(likeness: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (n, k) places of each row's largest values, largest first, and these as float64.
+
+    Of equal values the earlier one counts as larger.
+    """
+    least = np.partition(likeness, -k, axis=1)[:, -k, None]
+    rows, places = np.nonzero(likeness >= least)  # a few more than k where several equal the least
+    values = likeness[rows, places]
+    order = np.lexsort((places, -values, rows))
+    counts = np.bincount(rows, minlength=len(likeness))
+    chosen = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
+    return places[chosen], values[chosen].astype(np.float64)

@@ -8,12 +8,12 @@ Every block starts from zero, so that what is found for a penalty does not depen
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from .lbfgs import minimize_together
 from .solver import LinearProblem
 
 # squared preconditioned gradient, relative to the objective and to what it gained over zero; of few rows, which are
@@ -22,10 +22,8 @@ TOLERANCE = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-5}
 FITTED = 0.02  # mean loss below which a weaker penalty is not solved anew: it would do little but lengthen the weights
 PENALTIES, COLUMNS = 12, 120  # in a block at the most; columns are penalties times classes
 BLOCK_VALUES = 250_000  # scores held at a time, so that they stay in the cache
-MEMORY = 8  # pairs of steps and changes of gradient that L-BFGS keeps
-SHORTEST = 1e-3  # step below which rounding alone decides
-
-Values = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+MEMORY = 8  # pairs of steps that L-BFGS keeps: of twelve penalties at once they are large
+ROUNDING = 1e-6  # of the objective, in float32
 
 
 class Solution(NamedTuple):
@@ -47,9 +45,9 @@ class Lockstep:
     """
 
     def __init__(self, problem: LinearProblem):
-        self.problem = problem
-        from scipy.linalg import eigh
+        from scipy.linalg import eigh  # needed by sweeps alone; importing it takes longer than solving a small head
 
+        self.problem = problem
         squares, self.axes = eigh(problem.gram.astype(problem.dtype), driver="evd", check_finite=False)
         self.Z = np.asarray(problem.Z) @ self.axes
         self.weights = problem.weights.astype(problem.dtype)
@@ -91,7 +89,7 @@ class Lockstep:
             return losses[which] + (shrunk * W * W).sum((1, 2)) / 2, (slope / root).reshape(flat.shape)
 
         start = np.zeros((len(Cs), n_classes * roots.shape[1]), problem.dtype)
-        found, iterations = minimize_together(values, start, TOLERANCE[problem.dtype], max_iter)
+        found, iterations = minimize_together(values, start, TOLERANCE[problem.dtype], max_iter, MEMORY, ROUNDING)
         W = (found.reshape(len(Cs), n_classes, -1) / roots[:, None]).astype(np.float64)
         return [Solution(*problem.outward(one[:, :-1] @ self.axes.T, one[:, -1]), int(taken), float(loss))
                 for one, taken, loss in zip(W, iterations, losses, strict=True)]
@@ -111,79 +109,3 @@ class Lockstep:
             slope[:, :-1] += scores @ Z
             slope[:, -1] += scores.sum(axis=1)
         return losses, slope.reshape(W.shape)
-
-
-def minimize_together(values: Values, start: np.ndarray, tolerance: float,
-                      max_iter: int) -> tuple[np.ndarray, np.ndarray]:
-    """Minimize A convex functions side by side by L-BFGS; one that is done, or goes wrong, does not hold up others.
-
-    Parameters
-    ----------
-    values : callable
-        From places (B, P) and which functions (B,) they belong to, to values (B,) above 0 and gradients (B, P).
-    start : (A, P) array
-        Overwritten.
-    tolerance : float
-        A function is done when its squared gradient is at most this share of its value, and of what it has gained.
-    max_iter : int
-
-    Returns
-    -------
-    (A, P) array, (A,) array
-        Places, and steps taken or tried.
-    """
-    x, active = start, np.arange(len(start))
-    f, g = values(x, active)
-    first, direction, length, scale = f.copy(), -g, np.ones(len(x)), np.ones(len(x))
-    pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=MEMORY)
-    iterations = np.zeros(len(x), int)
-    while (active := active[(_dots(g, g) > tolerance * np.minimum(f, first - f))[active] & (length[active] > SHORTEST)
-                            & (iterations[active] < max_iter)]).size:
-        iterations[active] += 1
-        step = length[active, None].astype(x.dtype) * direction[active]
-        new_f, new_g = values(x[active] + step, active)
-        # the last term is the rounding of float32
-        enough = f[active] + 1e-4 * _dots(step, g[active]) + 1e-6 * f[active]
-        better = new_f <= enough
-        went = active[better]
-        length[active] = np.where(better, 1.0, 0.4 * length[active])
-        if not went.size:
-            continue
-        change = new_g[better] - g[went]
-        pairs.append(_pair(x, went, step[better], change, scale))
-        x[went] += step[better]
-        f[went], g[went] = new_f[better], new_g[better]
-        direction[went] = _downhill(g[went], pairs, scale[went], went)
-    return x, iterations
-
-
-def _pair(x: np.ndarray, went: np.ndarray, step: np.ndarray, change: np.ndarray,
-          scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what L-BFGS keeps of a round, nothing (all zero) of functions that made no step; update their scale."""
-    steps, changes, rates = np.zeros_like(x), np.zeros_like(x), np.zeros(len(x))
-    curvature, square = _dots(step, change), _dots(change, change)
-    sound = curvature > 1e-7 * np.sqrt(square * _dots(step, step))
-    kept = went[sound]
-    steps[kept], changes[kept] = step[sound], change[sound]
-    rates[kept] = 1 / curvature[sound]
-    scale[kept] = curvature[sound] / square[sound]
-    return steps, changes, rates
-
-
-def _downhill(g: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]], scale: np.ndarray,
-              which: np.ndarray) -> np.ndarray:
-    """Return the direction that L-BFGS takes from gradients (B, P) of the functions `which`."""
-    way, shares = -g, []
-    for steps, changes, rates in reversed(pairs):
-        share = rates[which] * _dots(steps[which], way)
-        way -= share[:, None].astype(way.dtype) * changes[which]
-        shares.append(share)
-    way *= scale[:, None].astype(way.dtype)
-    for (steps, changes, rates), share in zip(pairs, reversed(shares), strict=True):
-        back = share - rates[which] * _dots(changes[which], way)
-        way += back[:, None].astype(way.dtype) * steps[which]
-    return way
-
-
-def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum("ap,ap->a", a, b).astype(np.float64)

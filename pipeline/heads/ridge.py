@@ -37,7 +37,7 @@ class RidgeHead(LinearModel):
         The path: every penalty tried, its leave-one-out squared error and accuracy.
     """
 
-    streams = threads = True
+    streams = squares = threads = True
 
     def __init__(self, alpha: float | str | tuple[float, ...] = "loo", scaling: str = "standardize",
                  class_weight: ClassWeight = None):
@@ -195,4 +195,5 @@ class RidgeProblem:
         return centered.T @ centered, centered.T @ targets
 
     def _levers(self, shrunk: np.ndarray, Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return np.square(self._centered(Z, codes, weights)[0] @ self.axes) @ shrunk
+        axes = self.axes.astype(Z.dtype)  # the longest of all products; nothing is subtracted in it, so float32 will do
+        return np.square(self._centered(Z, codes, weights)[0].astype(Z.dtype) @ axes) @ shrunk.astype(Z.dtype)

@@ -35,7 +35,7 @@ class SolvedHead(LinearModel):
 
     loss: Loss
     auto: float  # what C = 'auto' stands for, times the mean squared length of a row
-    threads = True
+    squares = threads = True
     calibrated: bool  # whether scores need a temperature from left-out rows
 
     def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,

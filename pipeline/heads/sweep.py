@@ -251,11 +251,12 @@ def _opened(folder: Path | None, task: _Task) -> Fits:
 
 
 def _parts(task: _Task, n_jobs: int) -> Iterator[list[tuple[int, int]]]:
-    """Cut the fits into jobs: a fold's candidates together, so that a path shares work, unless cores would idle."""
+    """Cut the fits into jobs: a fold's candidates together where a path shares work, unless cores would idle."""
     from joblib import effective_n_jobs
 
-    cores, folds = effective_n_jobs(n_jobs), len(task.folds)
-    pieces = min(len(task.candidates), max(1, -(-2 * cores // folds)))
+    cores, folds, pieces = effective_n_jobs(n_jobs), len(task.folds), len(task.candidates)
+    if type(task.head).fit_path is not Head.fit_path:
+        pieces = min(pieces, max(1, -(-2 * cores // folds)))
     for fold in range(folds):
         for part in np.array_split(np.arange(len(task.candidates)), pieces):
             yield [(int(candidate), fold) for candidate in part]

@@ -6,6 +6,7 @@ import numpy as np
 
 MOST_SCORES = 20_000_000  # one number needs no more of them
 LOWEST, HIGHEST = -12.0, 12.0  # of log T relative to the scores' own spread
+CLOSE = 1e-4  # to the best log T
 
 
 def sample_for_temperature(n: int, n_classes: int) -> np.ndarray:
@@ -38,12 +39,19 @@ def fit_temperature(scores: np.ndarray, codes: np.ndarray) -> float:
     others[np.arange(len(codes)), codes] = -np.inf
     doubt = 1 / (len(codes) + 2)
     linear = (1 - doubt) * own.mean() + doubt * others.max(axis=1).mean()
-
-    def loss(log_temperature: float) -> float:
-        factor = np.exp(-log_temperature) / spread
-        return float(np.log(np.exp(scores * factor).sum(axis=1)).mean() - linear * factor)
-
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(loss, bounds=(LOWEST, HIGHEST), method="bounded", options={"xatol": 1e-4})
-    return float(spread * np.exp(found.x))
+    low, high, place = LOWEST, HIGHEST, 0.0  # of log T; the loss is convex in 1 / T, so its slope changes sign once
+    while high - low > CLOSE:
+        factor = np.exp(-place) / spread
+        shares = np.exp(scores * factor)
+        shares /= shares.sum(axis=1, keepdims=True)
+        weighed = shares * scores
+        means = weighed.sum(axis=1)
+        slope = means.mean() - linear
+        bend = (np.vdot(weighed, scores) - means @ means) / len(means)
+        low, high = (place, high) if slope > 0 else (low, place)
+        newton = place + slope / (bend * factor) if bend > 0 else low
+        if low < newton < high and abs(newton - place) < CLOSE:
+            place = newton
+            break
+        place = newton if low < newton < high else (low + high) / 2
+    return float(spread * np.exp(place))
