@@ -76,10 +76,14 @@ print(json.dumps({"epochs": seconds, "accuracy": best}))
 """
 
 
+# modules compiled beforehand, as installed ones are
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(*words: str) -> tuple[float, dict]:
     """Run a command; return its seconds, start included, and the JSON that it printed."""
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=ENVIRONMENT)
     seconds = time.perf_counter() - begin
     if done.returncode:
         raise SystemExit(done.stderr)

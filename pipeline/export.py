@@ -44,7 +44,8 @@ def export(run: Run, format: str = "onnx", out: Path | None = None) -> dict[str,
     Returns
     -------
     dict
-        ``path``, ``format``, ``classes``, ``checked`` (images) and ``largest_difference`` (of probabilities).
+        ``path``, ``format``, ``classes``, ``checked`` (images), ``largest_difference`` (of probabilities), and
+        ``notes`` for the user.
 
     Raises
     ------
@@ -73,8 +74,10 @@ def export(run: Run, format: str = "onnx", out: Path | None = None) -> dict[str,
                           "'image-feature-pipeline[export]'.") from error
     finally:
         fresh.unlink(missing_ok=True)
+    notes = [f"{run.name!r} was scored with probabilities averaged over views (--tta); the file takes one image as it "
+             "is, and does not average."] if run.metrics.get("tta") else []
     return {"path": str(path), "format": format, "classes": list(classifier.classes), "checked": len(pixels),
-            "largest_difference": difference}  # fmt: skip
+            "largest_difference": difference, "notes": notes}  # fmt: skip
 
 
 def _network(classifier: ImageClassifier, run: Run) -> torch.nn.Module:

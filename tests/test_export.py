@@ -72,6 +72,16 @@ def test_an_exported_program_answers_as_the_run_does_without_this_package(here):
     )
 
 
+def test_a_run_that_averages_over_views_is_exported_with_a_word_about_it(here, capsys):
+    pytest.importorskip("onnxruntime")
+    done = pipeline.extract("data", "pixels", views=2)
+    assert main(["train-head", "--features", str(done.path), "--tta", "--name", "averaged"]) == 0
+    assert main(["export", "--run", "averaged", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "does not average" in err
+    assert "does not average" in json.loads(out[out.index("{") :])["notes"][0]
+
+
 def test_a_head_that_is_not_linear_is_refused(here, capsys):
     assert main(["export", "--run", "knn"]) == 2
     assert "KNNHead) is not linear, so it cannot be exported; train logistic" in capsys.readouterr().err

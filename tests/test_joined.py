@@ -227,6 +227,14 @@ def test_its_report_finds_both_caches_and_says_how_to_make_it_again(here, capsys
     assert f"--features {' '.join(names)}" in page
 
 
+def test_of_several_views_the_plain_one_is_taken_and_a_note_says_so(here, capsys, tmp_path):
+    done = pipeline.extract("data", "pixels", views=2, cache_dir=tmp_path / "cache")
+    first = next(path for path in caches(here) if "efficientnet" in path.name)
+    assert main(["train-head", "--features", str(first), str(done.path), "--runs-dir", str(tmp_path / "runs"),
+                 "--head", "lda"]) == 0  # fmt: skip
+    assert f"note: Of the 2 views in {done.path.name} the plain one is taken." in capsys.readouterr().err
+
+
 def test_a_note_tells_of_images_left_out(here, capsys, tmp_path):
     shutil.copytree(here / "data", tmp_path / "data")
     (tmp_path / "data" / "train" / "china" / "01.png").unlink()

@@ -36,3 +36,12 @@ def test_a_cache_shows_the_images_of_each_class_and_split(done):
         shown = cache._repr_html_()
     assert "<tr><th>class</th><th>train</th><th>val</th></tr>" in shown
     assert "<tr><td>&lt;b&gt;</td><td>6</td><td>2</td></tr>" in shown
+
+
+def test_a_closed_cache_says_that_it_is(done):
+    made, _ = done
+    with made.open() as cache:
+        assert not cache.closed
+    assert cache.closed
+    assert "closed" in cache._repr_html_()
+    assert repr(cache) == f"<FeatureCache {made.path}: closed>"

@@ -30,12 +30,12 @@ def test_the_listing_tells_each_state(tmp_path):
     (tmp_path / "c" / "notes.txt").write_text("mine")
     (tmp_path / "digests.sqlite").write_text("another room's")
     entries = list_caches(tmp_path)
-    assert [(entry.dataset, entry.backbone, entry.spec, entry.rows, entry.state) for entry in entries] == [
-        ("a", "test", SPEC.short, 40, "complete"),
-        ("b", "test", SPEC.short, 32, "partial"),
-        ("b", "test", OTHER.short, 0, "stale"),
-        ("c", "test", SPEC.short, 3, "complete"),
-        ("c", "test", SPEC.short, 0, "corrupt"),
+    assert [(entry.dataset, entry.backbone, entry.spec, entry.rows, entry.views, entry.state) for entry in entries] == [
+        ("a", "test", SPEC.short, 40, 1, "complete"),
+        ("b", "test", SPEC.short, 32, 0, "partial"),
+        ("b", "test", OTHER.short, 0, 0, "stale"),
+        ("c", "test", SPEC.short, 3, 1, "complete"),
+        ("c", "test", SPEC.short, 0, 0, "corrupt"),
     ]
     assert all(entry.bytes > 0 and 0 <= entry.age < 60 for entry in entries)
     assert list_caches(tmp_path / "nowhere") == []

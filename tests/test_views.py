@@ -257,6 +257,7 @@ def test_tta_is_the_mean_of_the_views_probabilities(head, tiles, project):
         found = [list(each.probabilities.values()) for each in classifier.predict(images, tta=tta)]
         np.testing.assert_allclose(found, expected, atol=1e-4)
         words = ("predict", tiles / "val", "--run", "tta", *(("--tta",) if tta else ()))
+        assert ("--tta averages them here too" in project.run(*words, "--json")[2]) == (not tta)
         probs = {each["path"]: each["prob"] for each in project.json(*words)["predictions"]}
         np.testing.assert_allclose([probs[str(image)] for image in images], np.max(expected, axis=1), atol=1e-4)
         with (Path("runs") / ("tta" if tta else "plain") / "predictions.csv").open(newline="") as file:

@@ -176,6 +176,8 @@ def predict(options: argparse.Namespace) -> None:
     run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
     if not options.run:
         print_notes([f"Using the latest run, {run.name}; choose another with --run."])
+    if run.metrics.get("tta") and not options.tta:
+        print_notes([f"{run.name} was scored with probabilities averaged over views; --tta averages them here too."])
     paths = [path for given in options.images for path in list_images(given)]
     classifier = ImageClassifier.load(
         run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
@@ -236,9 +238,9 @@ def cache_ls(options: argparse.Namespace) -> None:
         print(f"no caches in {options.cache_dir}")
         return
     print_table(
-        ("data set", "backbone", "spec", "rows", "size", "age", "state"),
-        [(each.dataset, each.backbone, each.spec, each.rows, readable_size(each.bytes), readable_age(each.age),
-          each.state) for each in entries],
+        ("data set", "backbone", "spec", "rows", "views", "size", "age", "state"),
+        [(each.dataset, each.backbone, each.spec, each.rows, each.views or "", readable_size(each.bytes),
+          readable_age(each.age), each.state) for each in entries],
     )
 
 

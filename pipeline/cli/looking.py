@@ -143,6 +143,7 @@ def export(options: argparse.Namespace) -> None:
         print_json(done)
     else:
         print(f"{done['path']}: as the run on {done['checked']} images, to {done['largest_difference']:.1g}")
+    print_notes(done["notes"])
 
 
 def audit(options: argparse.Namespace) -> None:

@@ -42,6 +42,8 @@ class CacheEntry:
         ``stale`` (sound, but not what its name or this program's version promises).
     problem : str
         Why it is not complete.
+    views : int
+        Of each image in a complete file, else 0.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class CacheEntry:
     modified: float
     state: str
     problem: str = ""
+    views: int = 0
 
     @property
     def age(self) -> float:
@@ -83,21 +86,21 @@ def _entries(path: Path) -> Iterator[CacheEntry]:
         yield _entry(path, 0, "corrupt", "set aside")
 
 
-def _state(path: Path) -> tuple[int, str, str]:
+def _state(path: Path) -> tuple[int, str, str, int]:
     try:
         with FeatureCache.open(path) as cache:
-            return len(cache), "complete", ""
+            return len(cache), "complete", "", cache.views
     except StaleCacheError as error:
-        return 0, "stale", str(error)
+        return 0, "stale", str(error), 0
     except CacheError as error:
-        return 0, "corrupt", str(error)
+        return 0, "corrupt", str(error), 0
 
 
-def _entry(path: Path, rows: int, state: str, problem: str) -> CacheEntry:
+def _entry(path: Path, rows: int, state: str, problem: str, views: int = 0) -> CacheEntry:
     backbone, short = split_name(owner(path))
     files = [file.stat() for file in (path.iterdir() if state == "partial" else [path, *_parts_of(path)])]
     size, modified = sum(stat.st_size for stat in files), max((stat.st_mtime for stat in files), default=0.0)
-    return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem)
+    return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem, views)
 
 
 def _parts_of(path: Path) -> list[Path]:

@@ -100,12 +100,21 @@ class FeatureCache:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed, and nothing more can be read."""
+        return not self._file
+
     def __repr__(self) -> str:
+        if self.closed:
+            return f"<FeatureCache {self.path}: closed>"
         counts = ", ".join(f"{count} {name}" for name, count in self.meta["counts"]["splits"].items())
         return f"<FeatureCache {self.path}: {self.shape} {self.dtype}; {counts}; {len(self.classes)} classes>"
 
     def _repr_html_(self) -> str:
         """Show a notebook how many images of each class every split holds."""
+        if self.closed:
+            return html_table(f"{self.path}: closed", (), ())
         splits = list(self.meta["counts"]["splits"])
         sizes = {split: np.bincount(self.labels[self.indices(split)], minlength=len(self.classes)) for split in splits}
         rows = [(name, *(int(sizes[split][label]) for split in splits)) for label, name in enumerate(self.classes)]

@@ -53,7 +53,11 @@ class JoinedCache(FeatureCache):
         self.meta = self._meta()
         self.parts = [{"features": cache.meta.get("label", ""), "spec_sha256": cache.spec.sha256,
                        "columns": cache.shape[-1]} for cache in caches]  # fmt: skip
-        self.notes = tuple(_left_out(cache, self.digests) for cache in caches if _lacking(cache, self.digests))
+        self.notes = (
+            *(_left_out(cache, self.digests) for cache in caches if _lacking(cache, self.digests)),
+            *(f"Of the {cache.views} views in {cache.path.name} the plain one is taken." for cache in caches
+              if cache.views > 1),
+        )  # fmt: skip
 
     def _meta(self) -> dict[str, Any]:
         metas = [cache.meta for cache in self.caches]
@@ -83,6 +87,11 @@ class JoinedCache(FeatureCache):
     def dtype(self) -> np.dtype:
         """The widest precision on disk."""
         return np.result_type(*(cache.dtype for cache in self.caches))
+
+    @property
+    def closed(self) -> bool:
+        """Whether a file is closed."""
+        return any(cache.closed for cache in self.caches)
 
     def close(self) -> None:
         """Close all files."""
