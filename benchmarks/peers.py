@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline.backbones import Backbone
+from pipeline.backbones import Backbone, resolve
 from pipeline.backbones.bundled import wheel_file
 
 Rows = dict[str, np.ndarray]
@@ -168,3 +169,22 @@ def _photos(folder: Path) -> list[Path]:
 
 def _is_photo(path: str) -> bool:
     return path.lower().endswith((".jpg", ".jpeg", ".png"))
+
+
+def main() -> None:
+    """Be the tutorial's whole script: features of a folder to an .h5 file."""
+    options = argparse.ArgumentParser(description=main.__doc__)
+    options.add_argument("folder", type=Path)
+    options.add_argument("--backbone", default="efficientnet_lite0")
+    options.add_argument("--weights")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--to", type=Path, required=True)
+    given = options.parse_args()
+    given.to.parent.mkdir(parents=True, exist_ok=True)
+    rows = tutorial(given.folder, resolve(given.backbone, given.weights), given.device)
+    with h5py.File(given.to, "w") as file:
+        file["features"] = np.stack(list(rows.values()))
+
+
+if __name__ == "__main__":
+    main()

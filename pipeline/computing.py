@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from .backbones import Backbone, Embedder, as_asked, description
+from .backbones.ahead import Ahead
+from .backbones.embedding import available_cores
 from .cluster import Cluster, address, connected, require_same, versions
 from .data import Dataset, UnreadableImageError
 from .data.digests import DIGEST_BYTES
@@ -65,38 +68,52 @@ class Computer(Protocol):
         Remarks for the user, one line each.
     row_bytes : int
         Of an image's row, or 0 where that is not known beforehand.
+    head_start : float
+        Seconds that all workers would have taken for what was done before `compute`.
     """
 
     notes: list[str]
     row_bytes: int
+    head_start: float
 
-    def compute(self, dataset: Dataset, blocks: Sequence[np.ndarray], commit: Commit, bar: Any) -> int:
+    def compute(self, commit: Commit, bar: Any) -> int:
         """Compute all blocks, commit each under its number, and return how many rows there were."""
 
 
 class LocalComputer:
-    """This machine.
+    """This machine. While the network is made ready on one core, the others decode what comes first.
 
     Parameters
     ----------
     backbone : Backbone
-    **running
+    dataset : Dataset
+    blocks : sequence of int arrays
+    workers, **running
         See `Embedder.of`.
     """
 
-    def __init__(self, backbone: Backbone, **running: Any):
-        self._backbone, self._embedder = backbone, Embedder.of(backbone, **running)
+    def __init__(
+        self, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], workers: int | None = None,
+        **running: Any,
+    ):  # fmt: skip
+        threads = available_cores() if workers is None else workers
+        self._backbone, self._blocks, self._reading = backbone, blocks, Reading(dataset, backbone)
+        self._pixels = Ahead(self._reading, _order(blocks, max(threads, 1)), max(threads - 1, 0))
+        with self._pixels:
+            self._embedder = Embedder.of(backbone, workers=workers, **running)
         engine = self._embedder.engine
         self.row_bytes = backbone.views.count * engine.features * engine.dtype.itemsize
         self.notes = engine.notes
+        self.head_start = self._pixels.seconds / max(threads, 1)
 
-    def compute(self, dataset: Dataset, blocks: Sequence[np.ndarray], commit: Commit, bar: Any) -> int:
+    def compute(self, commit: Commit, bar: Any) -> int:
         def work(number: int) -> int:
-            found = _embed(dataset, blocks[number], self._backbone, self._embedder, bar.update)
-            commit(number, found.rows, found.failures, found.passing)
-            return len(found.rows)
+            views = self._backbone.views.count
+            rows, failures = self._embedder.embed(self._blocks[number], self._pixels, bar.update, views)
+            commit(number, rows, failures, self._reading.passing & failures.keys())
+            return len(rows)
 
-        return sum(self._embedder.map(work, range(len(blocks))))
+        return sum(self._embedder.map(work, range(len(self._blocks))))
 
 
 class ClusterComputer:
@@ -107,13 +124,19 @@ class ClusterComputer:
     cluster : Cluster
     backbone : Backbone
         Each worker finds it by itself, and works only if it is the same to the bit.
+    dataset : Dataset
+    blocks : sequence of int arrays
     device, engine, batch_size
         See `Embedder.of`; a worker makes an engine for as many threads as it has.
     """
 
-    row_bytes = 0
+    row_bytes, head_start = 0, 0.0
 
-    def __init__(self, cluster: Cluster, backbone: Backbone, *, device: str, engine: str, batch_size: int | None):
+    def __init__(
+        self, cluster: Cluster, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], *, device: str,
+        engine: str, batch_size: int | None,
+    ):  # fmt: skip
+        self._dataset, self._blocks = dataset, blocks
         self._cluster, self._spec, self.notes = cluster, backbone.spec, list[str]()
         fields = description(backbone)
         if Path(fields["weights"]).is_file():  # workers stand in other folders
@@ -121,8 +144,8 @@ class ClusterComputer:
         self._job = canonical_json({"backbone": fields, "versions": versions(), "running": {
             "device": device, "engine": engine, "batch_size": batch_size}})
 
-    def compute(self, dataset: Dataset, blocks: Sequence[np.ndarray], commit: Commit, bar: Any) -> int:
-        rows = 0
+    def compute(self, commit: Commit, bar: Any) -> int:
+        rows, dataset, blocks = 0, self._dataset, self._blocks
         tasks = ((self._job, number, dataset.part(images)) for number, images in enumerate(blocks))
         for number, found in self._cluster.map(_on_worker, tasks):
             images = blocks[number]
@@ -153,15 +176,15 @@ class ClusterComputer:
 
 @contextmanager
 def computer_of(
-    backbone: Backbone, scheduler: str | None = None, *, workers: int | None = None, cache_dir: Path | None = None,
-    **running: Any,
+    backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], scheduler: str | None = None, *,
+    workers: int | None = None, cache_dir: Path | None = None, **running: Any,
 ) -> Iterator[Computer]:  # fmt: skip
     """Yield this machine, made ready for a backbone, or the cluster of a scheduler; see `extract_features`."""
     if scheduler is None:
-        yield LocalComputer(backbone, workers=workers, cache_dir=cache_dir, **running)
+        yield LocalComputer(backbone, dataset, blocks, workers=workers, cache_dir=cache_dir, **running)
     else:
         with connected(scheduler) as cluster:
-            yield ClusterComputer(cluster, backbone, **running)
+            yield ClusterComputer(cluster, backbone, dataset, blocks, **running)
 
 
 def _on_worker(job: str, number: int, part: Dataset) -> tuple[int, Computed]:
@@ -169,8 +192,10 @@ def _on_worker(job: str, number: int, part: Dataset) -> tuple[int, Computed]:
     with _named():
         backbone, embedder = _prepared(job)
         embedder.share_cores()
-        found = _embed(part, np.arange(len(part)), backbone, embedder)
-    return number, Computed(found.rows, found.failures, found.passing, tuple(embedder.engine.notes), address())
+        reading = Reading(part, backbone)
+        rows, failures = embedder.embed(np.arange(len(part)), reading, views=backbone.views.count)
+    passing = reading.passing & failures.keys()
+    return number, Computed(rows, failures, passing, tuple(embedder.engine.notes), address())
 
 
 def _prepared(job: str) -> tuple[Backbone, Embedder]:
@@ -202,24 +227,33 @@ def _named() -> Iterator[None]:
         raise ClusterError(f"Worker {address()}: {error}") from None
 
 
-def _embed(
-    dataset: Dataset, images: np.ndarray, backbone: Backbone, embedder: Embedder,
-    done: Callable[[int], object] = lambda n: None,
-) -> Computed:  # fmt: skip
-    """Compute the rows of some images in this thread."""
-    passing = set[int]()
+class Reading:
+    """From an image's position in a data set to its pixels, see `Backbone.pixels`.
 
-    def pixels(index: int) -> np.ndarray:
+    Attributes
+    ----------
+    passing : set of int
+        Images that could not be read just now; their content may be sound.
+    """
+
+    def __init__(self, dataset: Dataset, backbone: Backbone):
+        self._dataset, self._backbone, self.passing = dataset, backbone, set[int]()
+
+    def __call__(self, index: int) -> np.ndarray:
         try:
-            content = dataset.read(index)
+            content = self._dataset.read(index)
         except UnreadableImageError:
-            passing.add(index)  # the file is not there just now; its content may be sound
+            self.passing.add(index)
             raise
         # a row goes under the digest of the content that it was computed from, or nowhere
-        if hashlib.sha256(content).digest()[:DIGEST_BYTES] != dataset.digests[index].tobytes():
-            raise DataError(f"{dataset.paths[index]!r} changed while it was being extracted. Run the same command "
-                            "again: what is done is kept.")
-        return backbone.pixels(content, dataset.limits)
+        if hashlib.sha256(content).digest()[:DIGEST_BYTES] != self._dataset.digests[index].tobytes():
+            raise DataError(f"{self._dataset.paths[index]!r} changed while it was being extracted. Run the same "
+                            "command again: what is done is kept.")
+        return self._backbone.pixels(content, self._dataset.limits)
 
-    rows, failures = embedder.embed(images, pixels, done, backbone.views.count)
-    return Computed(rows, failures, passing & failures.keys())
+
+def _order(blocks: Sequence[np.ndarray], workers: int) -> Iterator[int]:
+    """Yield the images about as the workers, with a block each, will ask for them."""
+    for start in range(0, len(blocks), workers):
+        for images in zip_longest(*blocks[start : start + workers]):
+            yield from (int(image) for image in images if image is not None)

@@ -109,14 +109,14 @@ def extract_features(
         computed, seconds, remarks = 0, 0.0, list[str]()
         if plan.blocks:
             # the network is built, or the cluster reached, only now: a run that finds every row needs neither
-            with computer_of(backbone, scheduler, device=device, engine=engine, batch_size=batch_size, workers=workers,
-                             cache_dir=cache_dir) as computer:
+            with computer_of(backbone, dataset, plan.blocks, scheduler, device=device, engine=engine,
+                             batch_size=batch_size, workers=workers, cache_dir=cache_dir) as computer:
                 if computer.row_bytes:
                     writer.require_room(computer.row_bytes)
                 started = time.perf_counter()
                 with progress(total=sum(map(len, plan.blocks)), desc="Extracting", unit="image") as bar:
-                    computed = computer.compute(dataset, plan.blocks, writer.commit, bar)
-                seconds = time.perf_counter() - started
+                    computed = computer.compute(writer.commit, bar)
+                seconds = time.perf_counter() - started + computer.head_start
                 remarks += computer.notes
         # what an interrupted run computed took its time too
         total = earlier + seconds * (1 + plan.resumed / max(computed, 1))

@@ -87,6 +87,7 @@ def extract_command(data: str, backbone: Backbone) -> str:
     for option, (value, default) in options.items():
         words += [option, value] if value != default else []
     words += ["--fast-decode"] if backbone.fast_decode else []
+    words += ["--decoder", backbone.decoder] if backbone.decoder != "pillow" else []
     words += ["--resize", str(backbone.resize)] if backbone.resize else []
     return shlex.join([*words, *backbone.views.flags])
 

@@ -4,6 +4,7 @@
 """
 
 from .backbone import (
+    DECODERS,
     DEFAULT,
     NETWORK_FILE,
     POOLED,
@@ -24,6 +25,7 @@ from .remembered import resolve_again
 from .torch_engine import TorchEngine, choose_device
 
 __all__ = [
+    "DECODERS",
     "DEFAULT",
     "ENGINES",
     "NETWORK_FILE",

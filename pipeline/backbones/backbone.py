@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data import nvjpeg
 from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, Limits, decode
 from ..data.transforms import Transform
 from ..data.views import PLAIN, Views
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DEFAULT = "efficientnet_lite0"
 POOLED = "pooled"
 NETWORK_FILE = "network.safetensors"  # in a run folder: the weights of a network trained as a whole
+DECODERS = ("pillow", "nvjpeg")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")
 # in this order, so that a bundled name or one of timm's never waits for torchvision's import
 SOURCES: tuple[Callable[[str], Architecture | None], ...] = (bundled.find, timm_models.find, torchvision_models.find)
@@ -56,6 +58,8 @@ class Backbone:
         What `transform` resizes to instead of the published size; 0 where it is that.
     quantisation : dict
         Of ``int8``: what decides which network it is, see `pipeline.backbones.quantised`. Else empty.
+    decoder : str
+        Of JPEG files: ``pillow``, or ``nvjpeg``, which takes an NVIDIA GPU and trusts the files.
     """
 
     architecture: Architecture
@@ -68,6 +72,14 @@ class Backbone:
     views: Views = PLAIN
     resize: int = 0
     quantisation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    decoder: str = "pillow"
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise UnknownNameError("decoder", self.decoder, DECODERS)
+        if self.fast_decode and self.decoder != "pillow":
+            raise PipelineError(f"--fast-decode is a way of Pillow's decoder, not of {self.decoder!r}: give one of "
+                                "--fast-decode and --decoder, not both.")
 
     @property
     def name(self) -> str:
@@ -85,7 +97,7 @@ class Backbone:
         weights = Path(self.weights.label).stem if self.weights.label not in self.architecture.tags[:1] else ""
         layer = self.layer if self.layer != POOLED else ""
         precision = self.precision if self.precision != "float32" else ""
-        decoding = "fast-decode" if self.fast_decode else ""
+        decoding = "fast-decode" if self.fast_decode else self.decoder if self.decoder != "pillow" else ""
         resize = f"resize-{self.resize}" if self.resize else ""
         return " ".join(filter(None, (self.name, weights, layer, precision, decoding, resize, self.views.label)))
 
@@ -99,7 +111,11 @@ class Backbone:
                 "layer": self.layer,
                 "transform": self.transform.to_dict(),
                 "precision": self.precision,
-                "decode": {**DECODE_RULES, **({"scaled": SCALED_RULE} if self.fast_decode else {})},
+                "decode": {
+                    **DECODE_RULES,
+                    **({"scaled": SCALED_RULE} if self.fast_decode else {}),
+                    **({"jpeg": nvjpeg.RULE} if self.decoder == "nvjpeg" else {}),
+                },
                 **({"quantisation": dict(self.quantisation)} if self.quantisation else {}),
                 **({"views": self.views.described(self.transform)} if self.views.count > 1 else {}),
             }
@@ -112,7 +128,8 @@ class Backbone:
 
     def decode(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         """Return the image in a file's content, as large as the transform needs it; see `pipeline.data.decode`."""
-        return decode(content, limits, max(self.transform.resize) if self.fast_decode else None)
+        return decode(content, limits, max(self.transform.resize) if self.fast_decode else None,
+                      nvjpeg.decode if self.decoder == "nvjpeg" else None)
 
     def pixels(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         """Return the (V, H, W, 3) uint8 views of the image in a file's content, which is decoded once.
@@ -150,6 +167,7 @@ def resolve(
     seed: int = 0,
     fast_decode: bool = False,
     resize: int = 0,
+    decoder: str = "pillow",
 ) -> Backbone:
     """Find a backbone by its name.
 
@@ -169,6 +187,8 @@ def resolve(
         Decode large JPEG files at a fraction of their size.
     resize : int
         Resize images to so many pixels before the crop, instead of as the weights were published with; 0 for that.
+    decoder : str
+        Of JPEG files: ``pillow`` or ``nvjpeg``.
 
     Raises
     ------
@@ -198,7 +218,7 @@ def resolve(
     if resize:
         transform = replace(transform, resize=(resize, resize))
     return Backbone(architecture, chosen, transform, layer, precision, seed, fast_decode, resize=resize,
-                    quantisation=quantisation() if precision == "int8" else {})
+                    quantisation=quantisation() if precision == "int8" else {}, decoder=decoder)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -233,6 +253,7 @@ def description(backbone: Backbone) -> dict[str, Any]:
         "layer": backbone.layer,
         "precision": backbone.precision,
         "fast_decode": backbone.fast_decode,
+        "decoder": backbone.decoder,
         "resize": backbone.resize,
         "transform": backbone.transform.to_dict(),
         **({"views": backbone.views.to_dict()} if backbone.views.count > 1 else {}),
@@ -262,14 +283,14 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
     weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
     return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"],
                     fields.get("fast_decode", False), Views(**fields.get("views", {})), fields.get("resize", 0),
-                    fields["spec"].get("quantisation", {}))
+                    fields["spec"].get("quantisation", {}), fields.get("decoder", "pillow"))
 
 
 def as_asked(fields: Mapping[str, Any]) -> Backbone:
     """Find the backbone of a description anew; whether it still is the same one, its spec tells."""
-    asked = {"fast_decode": False, "resize": 0, **fields}
+    asked = {"fast_decode": False, "resize": 0, "decoder": "pillow", **fields}
     found = resolve(*(asked[name] for name in (
-        "name", "weights", "layer", "precision", "seed", "fast_decode", "resize")))
+        "name", "weights", "layer", "precision", "seed", "fast_decode", "resize", "decoder")))
     return replace(found, views=Views(**fields.get("views", {})))
 
 
@@ -287,7 +308,7 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
         found = Backbone(
             find_architecture(fields["name"]), weights, Transform.from_dict(fields["transform"]),
             fields["layer"], fields["precision"], fast_decode=fields.get("fast_decode", False),
-            resize=fields.get("resize", 0),
+            resize=fields.get("resize", 0), decoder=fields.get("decoder", "pillow"),
         )
     else:
         found = as_asked(fields)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..data import nvjpeg
 from ..errors import EngineError, PipelineError, UnknownNameError
 from . import openvino_engine
 from .backbone import Backbone
@@ -88,6 +89,8 @@ def make_engine(
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
+    if backbone.decoder == "nvjpeg":
+        nvjpeg.require()
     if engine == "openvino" and device not in ("auto", "cpu"):
         raise PipelineError(f"OpenVINO runs on the CPU here, not on {device!r}: use --device cpu, or --engine torch.")
     expected = openvino_engine.available() and backbone.precision in openvino_engine.PRECISIONS and _on_cpu(device)

@@ -286,7 +286,8 @@ def backbone_of(options: argparse.Namespace, precision: str | None = None) -> An
 
     return resolve_again(
         options.backbone, options.weights, options.layer, precision or options.precision, options.seed,
-        getattr(options, "fast_decode", False), options.resize, cache_dir=None if precision else options.cache_dir,
+        getattr(options, "fast_decode", False), options.resize, getattr(options, "decoder", "pillow"),
+        cache_dir=None if precision else options.cache_dir,
     )
 
 

@@ -119,7 +119,7 @@ def add_data(parser: Parser, splitting: bool = True) -> None:
 
 def add_backbone(parser: Parser, precision: bool = True) -> None:
     """Which features: backbone, weights, layer and precision."""
-    from ..backbones import DEFAULT, POOLED, PRECISIONS
+    from ..backbones import DECODERS, DEFAULT, POOLED, PRECISIONS
 
     parser.add_argument("--backbone", default=DEFAULT, metavar="NAME",
                         help=f"`pipeline backbones` lists them; timm:NAME too (default: {DEFAULT})")
@@ -132,6 +132,8 @@ def add_backbone(parser: Parser, precision: bool = True) -> None:
         parser.add_argument("--precision", default="float32", metavar="P", help=", ".join(PRECISIONS))
         parser.add_argument("--fast-decode", action="store_true",
                             help="decode JPEG files much larger than needed at a fraction of their size")
+        parser.add_argument("--decoder", default="pillow", metavar="D",
+                            help=f"of JPEG files: {', '.join(DECODERS)} (on an NVIDIA GPU, for files you trust)")
 
 
 def add_views(parser: Parser) -> None:

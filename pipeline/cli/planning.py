@@ -17,7 +17,7 @@ IMAGE = "IMAGE"  # stands for the one that is predicted, until it is known
 EVERYWHERE = ("data", "limit", "val-fraction", "backbone", "weights", "layer", "resize", "fast-decode", "strategy",
               "unfreeze", "seed", "device", "workers", "cache-dir", "runs-dir", "max-bytes", "max-pixels")  # fmt: skip
 TRAINING_FIRST = ("finetune", "train-head", "extract", "show", "summary", "predict")
-OF_FEATURES = ("data", "limit", "backbone", "weights", "layer", "resize", "precision", "fast-decode",
+OF_FEATURES = ("data", "limit", "backbone", "weights", "layer", "resize", "precision", "fast-decode", "decoder",
                "views", "augmentation", "view-seed")  # fmt: skip
 TRAINING = ("finetune", "train-head")  # each leaves a run; the first there is predicts
 NOT_ITS_OWN = ("--help", "--json", "--features", "--run")  # flags that a recipe has no say in

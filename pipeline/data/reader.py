@@ -28,7 +28,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ..errors import DataError
+from ..errors import DataError, PipelineError
 
 # Everything here that decides pixel values; it is part of a cache's spec, so a changed rule needs a new version.
 DECODE_RULES: dict[str, object] = {
@@ -57,6 +57,8 @@ _READERS: tuple[tuple[Callable[[bytes], bool], type[ImageFile.ImageFile]], ...] 
     (lambda start: start.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
     (lambda start: start.startswith(tuple(b"P%d" % kind for kind in range(1, 7))), PpmImagePlugin.PpmImageFile),
 )
+
+JpegDecoder = Callable[[bytes, JpegImagePlugin.JpegImageFile], Image.Image | None]
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -159,7 +161,9 @@ def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
     return content
 
 
-def decode(content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None = None) -> Image.Image:
+def decode(
+    content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None = None, jpeg: JpegDecoder | None = None
+) -> Image.Image:
     """Return the image that `content` holds, upright and in RGB, by `DECODE_RULES`.
 
     Parameters
@@ -171,6 +175,8 @@ def decode(content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None =
     needed : int, optional
         Pixels to which both sides may shrink later: `SCALED_RULE` applies. Photographs of 12 megapixels take a
         quarter of the time then; their features move by 2 to 4 % (cosine 0.9994 and more, measured on Lite0).
+    jpeg : callable, optional
+        Another decoder of JPEG files, see `nvjpeg.decode`; what it returns None for is decoded here.
 
     Returns
     -------
@@ -183,14 +189,14 @@ def decode(content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None =
         No image, of no permitted format, truncated, damaged, too large, or with pixels that no rule scales.
     """
     try:
-        return _to_rgb(_upright(_load(content, limits, needed)))
-    except (UnreadableImageError, MemoryError):
+        return _to_rgb(_upright(_load(content, limits, needed, jpeg)))
+    except (PipelineError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, IndexError…
         raise UnreadableImageError(f"truncated or damaged: {error or type(error).__name__}") from error
 
 
-def _load(content: bytes, limits: Limits, needed: int | None) -> Image.Image:
+def _load(content: bytes, limits: Limits, needed: int | None, jpeg: JpegDecoder | None) -> Image.Image:
     if not content:
         raise UnreadableImageError("the file is empty")
     reader = next((reader for accepts, reader in _READERS if accepts(content[:16])), None)
@@ -204,12 +210,21 @@ def _load(content: bytes, limits: Limits, needed: int | None) -> Image.Image:
         raise UnreadableImageError(
             f"{width} x {height} is {width * height:,} pixels, more than the limit of {limits.max_pixels:,}"
         )
-    if needed and isinstance(image, JpegImagePlugin.JpegImageFile):
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        if jpeg and (decoded := jpeg(content, image)) is not None:
+            return decoded
+        _scale(image, needed)
+    image.load()
+    return image
+
+
+def _scale(image: JpegImagePlugin.JpegImageFile, needed: int | None) -> None:
+    """Have a JPEG file decoded by `SCALED_RULE`."""
+    width, height = image.size
+    if needed:
         factor = next((factor for factor in (8, 4, 2) if min(width, height) >= 2 * needed * factor), 1)
         if factor > 1:
             image.draft(image.mode, (width // factor, height // factor))
-    image.load()
-    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

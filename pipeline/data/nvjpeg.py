@@ -1,0 +1,95 @@
+"""Decoding JPEG files on an NVIDIA GPU: for trusted files, because the decoder is not made for hostile ones."""
+
+from __future__ import annotations
+
+import threading
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, JpegImagePlugin
+
+from ..errors import PipelineError
+
+RULE = "whole JPEG files of YCbCr by nvJPEG, through torchvision; all others by Pillow"
+_own = threading.local()
+
+
+def require() -> None:
+    """Make sure that this machine decodes with nvJPEG.
+
+    Raises
+    ------
+    PipelineError
+        If there is no CUDA device, or torchvision was built without nvJPEG.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise PipelineError("--decoder nvjpeg takes an NVIDIA GPU and a torch built for CUDA, and torch finds none "
+                            "here. Leave --decoder out, or extract on a machine that has one.")
+    try:
+        _decoded(_sample(), "cuda")
+    except RuntimeError as error:
+        raise PipelineError(f"torchvision cannot decode with nvJPEG here: {str(error).splitlines()[0]} "
+                            "Leave --decoder out.") from error
+
+
+def decode(content: bytes, header: JpegImagePlugin.JpegImageFile, device: str = "cuda") -> Image.Image | None:
+    """Return the image of a JPEG file in RGB, not turned yet; None where Pillow is to decode it.
+
+    Parameters
+    ----------
+    content : bytes
+        The whole file.
+    header : JpegImageFile
+        The same, opened by Pillow and not loaded.
+    device : str
+        ``cuda``; on ``cpu`` torchvision decodes with libjpeg.
+
+    Raises
+    ------
+    PipelineError
+        If the device has no room for the image.
+    """
+    import torch
+
+    if not (_is_ycbcr(header) and content.endswith(b"\xff\xd9")):
+        return None
+    try:
+        pixels = _decoded(content, device)
+    except torch.OutOfMemoryError as error:
+        raise PipelineError(f"The GPU's memory has no room to decode an image of {header.width} x {header.height}. "
+                            "Give a smaller --batch-size, or leave --decoder out.") from error
+    except RuntimeError:
+        return None
+    if pixels.shape != (header.height, header.width, 3):
+        return None
+    image = Image.fromarray(pixels)
+    image.info = header.info  # which holds the orientation
+    return image
+
+
+def _is_ycbcr(header: JpegImagePlugin.JpegImageFile) -> bool:
+    """Tell whether a file has three components of which everybody knows the colour space."""
+    components = [component[0] for component in header.layer]
+    return header.mode == "RGB" and components == [1, 2, 3] and header.info.get("adobe_transform", 1) == 1
+
+
+def _decoded(content: bytes, device: str) -> np.ndarray:
+    """Return (H, W, 3) pixels; nothing else that the device does is waited for."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    if device == "cpu":
+        return decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
+    if not hasattr(_own, "stream"):
+        _own.stream = torch.cuda.Stream()
+    with torch.cuda.stream(_own.stream):
+        return decode_jpeg(data, ImageReadMode.RGB, device=device).permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _sample() -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    return buffer.getvalue()
