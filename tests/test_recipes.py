@@ -111,6 +111,12 @@ def test_the_command_line_goes_before_the_recipe():
     assert "--set tol=1 --set x=2" in head
 
 
+def test_another_head_has_a_grid_of_its_own():
+    recipe = load_recipe("C1")
+    words = plan(recipe, overrides_of(recipe, ["--head", "ridge"]))["train-head"]
+    assert "ridge" in words and "--sweep" in words and "--grid" not in words
+
+
 def test_a_strategy_is_also_what_the_summary_is_of():
     recipe = load_recipe("B")
     planned = plan(recipe, overrides_of(recipe, ["--data", "x", "--strategy", "whole"]))
@@ -133,7 +139,9 @@ def test_a_wrong_recipe_is_one_line_with_a_suggestion(text, hint, tmp_path, caps
 def test_wrong_words_are_one_line_with_a_suggestion(capsys):
     assert "Did you mean 'C1'" in error_of(capsys, "show", "C11")
     assert "Did you mean '--epochs'" in error_of(capsys, "show", "A1", "--epoch", "3")
+    assert "'--json'" in error_of(capsys, "show", "A1", "--jso")
     assert "Did you mean 'extract'" in error_of(capsys, "run", "A1", "--only", "extrac")
+    assert "trains one head, not 'all'" in error_of(capsys, "run", "A1", "--head", "all")
     assert "Expected a flag, not 'fast'" in error_of(capsys, "run", "A1", "fast")
     assert "Expected a flag, not '4'" in error_of(capsys, "run", "A1", "--epochs", "3", "4")
     assert "needs --data: 500 cats and dogs" in error_of(capsys, "run", "B")

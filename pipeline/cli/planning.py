@@ -44,7 +44,8 @@ def overrides_of(recipe: Recipe, flags: list[str]) -> Settings:
             step, dot, flag = name.rpartition(".")
             if (dot and flag not in flags_of(step)) or (not dot and flag not in known):
                 of = f"of {step}" if dot else f"of recipe {recipe.name}"
-                raise UnknownNameError(f"flag {of}", f"--{flag}", [f"--{one}" for one in sorted(known)])
+                choices = [f"--{one}" for one in sorted({*known, "json", "only"})]
+                raise UnknownNameError(f"flag {of}", f"--{flag}", choices)
             words = found.setdefault(name, [])
             words += [value] if equals else []
             waiting = None if equals else words
@@ -113,6 +114,8 @@ def _settings_of(recipe: Recipe, step: str, shared: Settings, overrides: Setting
         if key not in known:
             raise UnknownNameError(f"setting in [{step}] of recipe {recipe.name}", key, known)
     settings = {**{key: value for key, value in shared.items() if key in known}, **own}
+    if "head" in overrides:  # the grid is of the recipe's own head
+        settings.pop("grid", None)
     if "backbone" in overrides:
         settings = {key: value for key, value in settings.items()
                     if key != "layer" and (key != "weights" or value == ["random"])}
@@ -135,6 +138,9 @@ def _run_name(recipe: Recipe, step: str, overrides: Settings) -> str:
 
 
 def _checked_words(recipe: Recipe, step: str, settings: Settings) -> list[str]:
+    head = "".join(settings.get("head", []))
+    if head == "all" or "," in head:
+        raise PipelineError(f"A recipe trains one head, not {head!r}; `train-head --head {head}` takes several.")
     words = [step, *([IMAGE] if step == "predict" else [])]
     words += _typed(settings)
     try:

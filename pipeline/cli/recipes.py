@@ -37,7 +37,7 @@ def add_commands(verbs: Any) -> None:
         parser.epilog = ("Flags for data, network, strategy and folders go to every command of the recipe that has "
                          "them, another to the first of finetune, train-head, extract; --STEP.FLAG "
                          "(--extract.precision) to one. --backbone leaves out the recipe's weights and layer, "
-                         "which are its own backbone's.")
+                         "which are its own backbone's, --head its grid.")
         parser.add_argument("--only", metavar="STEP,…", help=f"only these of its commands: {', '.join(STEPS)}")
         parser.add_argument("name", metavar="NAME", help="as `recipe list` prints it, or a .toml file")
         parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="…", help="replace settings of the recipe")
