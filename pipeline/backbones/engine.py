@@ -74,7 +74,7 @@ def make_engine(
         ``auto`` and ``cuda`` use all GPUs of the machine.
     engine : str
         ``auto``: OpenVINO on a CPU where it is installed, else torch. ``compile``: torch.compile, which takes
-        some ten seconds to begin and pays after about ten thousand images.
+        ten seconds and more to begin; on a CPU it was slower than ``torch`` when measured, so ``auto`` never is it.
     batch_size : int, optional
         Images a forward pass; only ``compile`` need know, because it is made for one size.
     workers : int
