@@ -4,8 +4,9 @@
 
 Ways take turns, `--repeat` times, so that a busy minute hits each of them; medians are shown. `local N` runs N threads
 in one process; `cluster N` a scheduler and N workers of one thread, all of them processes here, started before and warm
-(a worker keeps its network between runs, so the local way's loading is left out as well). `images/s` is of the forward
-passes; `CPU` the processor seconds of all processes in the whole run, which other work on the machine hardly changes.
+(a worker keeps its network between runs, so the local way's loading is left out, but not what is decoded meanwhile).
+`images/s` is of the forward passes; `CPU` the processor seconds of all processes from then on, which other work on the
+machine changes less.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -58,16 +60,17 @@ def cluster(folder: Path, workers: int) -> Iterator[tuple[str, list[psutil.Proce
             process.wait()
 
 
-def run(dataset: Dataset, backbone, computer, folder: Path, processes: list[psutil.Process]) -> tuple[float, float]:
+def run(dataset: Dataset, backbone, make, folder: Path, processes: list[psutil.Process]) -> tuple[float, float]:
     """Compute and commit everything; return seconds and processor seconds."""
     everyone = [psutil.Process(os.getpid()), *processes]
     with tempfile.TemporaryDirectory(dir=folder) as made:
         path = cache_path(Path(made), dataset.name, backbone.name, backbone.spec)
         with CacheWriter.open(path, backbone.spec, siblings=()) as writer:
             blocks = writer.plan(dataset.digests).blocks
+            computer = make(dataset=dataset, blocks=blocks)
             before, begin = [process.cpu_times() for process in everyone], time.perf_counter()
-            computer.compute(dataset, blocks, writer.commit, SilentBar())
-            seconds = time.perf_counter() - begin
+            computer.compute(writer.commit, SilentBar())
+            seconds = time.perf_counter() - begin + computer.head_start
             used = [sum(process.cpu_times()[:2]) - sum(was[:2]) for process, was in zip(everyone, before, strict=True)]
     return seconds, sum(used)
 
@@ -85,13 +88,13 @@ def main() -> None:
         dataset = load_dataset(options.folder, cache_dir=folder)
         running = {"device": "auto", "engine": "auto", "batch_size": None}
         for workers in map(int, options.workers.split(",")):
-            local = LocalComputer(backbone, workers=workers, cache_dir=folder, **running)
+            local = partial(LocalComputer, backbone, workers=workers, cache_dir=folder, **running)
             with cluster(folder, workers) as (address, processes), connected(address) as reached:
-                remote = ClusterComputer(reached, backbone, **running)
+                remote = partial(ClusterComputer, reached, backbone, **running)
                 ways = {f"local {workers}": (local, []), f"cluster {workers}": (remote, processes)}
                 for turn in range(-1, options.repeat):  # the first one warms up
-                    for name, (computer, others) in ways.items():
-                        seconds = run(dataset, backbone, computer, folder, others)
+                    for name, (make, others) in ways.items():
+                        seconds = run(dataset, backbone, make, folder, others)
                         if turn >= 0:
                             found.setdefault(name, []).append(seconds)
     print(f"{len(dataset)} images, medians of {options.repeat}; load average {os.getloadavg()[0]:.1f}")

@@ -121,6 +121,11 @@ class Cluster:
             raise ClusterError(f"A worker of the cluster at {self.scheduler} lacks this package, or has "
                                f"another version of it ({error}). Install the same on all workers and the scheduler."
                                ) from error
+        except RuntimeError as error:
+            if "Scheduler and Client have different environments" not in str(error):
+                raise
+            raise ClusterError(f"The scheduler at {self.scheduler} lacks this package, or has another version of it. "
+                               "Install the same on all workers and the scheduler.") from error
 
     @contextmanager
     def reached(self, but: type[Exception] = ClusterError) -> Iterator[None]:

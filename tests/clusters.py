@@ -34,11 +34,11 @@ class Processes:
     workers : list of Popen
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **env: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.workers = folder, list[subprocess.Popen]()
         file = folder / "scheduler.json"
-        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(file))
+        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(file), env=env)
         self.address = until(lambda: file.exists() and _address(file), "a scheduler")
 
     def _start(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen:
@@ -70,8 +70,8 @@ class Processes:
 
 @contextmanager
 def cluster(folder: Path, workers: int = 1, **env: str) -> Iterator[Processes]:
-    """Start a cluster whose workers have this environment; end it in the end."""
-    processes = Processes(folder)
+    """Start a cluster; its scheduler and first workers have this environment. End it in the end."""
+    processes = Processes(folder, **env)
     try:
         for _ in range(workers):
             processes.add_worker(**env)

@@ -181,6 +181,17 @@ def test_a_worker_without_this_package_is_refused(folder, tmp_path, capsys):
         assert "lacks this package" in error and "there is no pipeline" in error and error.count("\n") == 1
 
 
+def test_a_scheduler_without_this_package_is_one_clear_line(folder, tmp_path, capsys):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/pipeline.py").write_text("raise ImportError('there is no pipeline')\n")
+    with cluster(tmp_path / "cluster", workers=0, PYTHONPATH=path_with(tmp_path / "site")) as processes:
+        processes.add_worker()
+        processes.wait_for_workers()
+        assert main(words(folder, tmp_path / "c", processes.address)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: The scheduler at") and error.count("\n") == 1
+
+
 def path_with(folder: Path) -> str:
     return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
