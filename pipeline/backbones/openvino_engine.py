@@ -7,8 +7,6 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from . import kept
 from .backbone import Backbone
 from .memory import CPU_BATCH
 from .quantised import quantisation, quantised
+from .torch_engine import one_thread
 
 # what OpenVINO's CPU computes in; of a quantised network, what is not 8 bits
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
@@ -129,7 +128,7 @@ def _converted(backbone: Backbone, path: Path | None) -> kept.Network:
     network = PreparedNetwork(backbone)
     size = backbone.transform.crop
     probe = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         expected = network(torch.from_numpy(probe)).numpy()
         converted = _convert(network, probe, backbone.name)
     rows = _compiled(converted, "float32", 1).create_infer_request().infer({0: probe[:1]})[0]
@@ -172,19 +171,6 @@ def _convert(network: Any, probe: np.ndarray, name: str) -> kept.Network:
             return kept.Network(*((Path(folder) / f"network.{kind}").read_bytes() for kind in ("xml", "bin")))
     except Exception as error:  # tracing and conversion run the network's own code, which may raise anything
         raise EngineError(f"OpenVINO cannot convert {name}: {_reason(error)}") from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For a few small batches, threads that wait for each other cost more than they bring on a busy machine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _reason(error: BaseException) -> str:

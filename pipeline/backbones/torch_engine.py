@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,13 +63,14 @@ class TorchEngine:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = backbone.precision == "tf32"
         self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
         kind = torch.float32 if backbone.precision == "tf32" else getattr(torch, backbone.precision)
-        self.network: Any = PreparedNetwork(backbone, kind).to(self.device)
         self.notes: list[str] = []
         self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._fitting = FittingBatches(self._forward, self.notes)
         self._crop = backbone.transform.crop
-        self._prepare()
-        self.features = self(np.zeros((1, *self._crop, 3), np.uint8)).shape[1]
+        with one_thread():
+            self.network: Any = PreparedNetwork(backbone, kind).to(self.device)
+            self._prepare()
+            self.features = self(np.zeros((1, *self._crop, 3), np.uint8)).shape[1]
         self.batch_size = CPU_BATCH if self.on_cpu else batch_for(self, self._crop, AT_ONCE)
 
     def _prepare(self) -> None:
@@ -103,6 +106,19 @@ class TorchEngine:
                 batch = batch.pin_memory()  # from there the copy needs no processor, and others go on meanwhile
             rows = self.network(batch.to(self.device, non_blocking=True))
             return rows.cpu().numpy().astype(self.dtype, copy=False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run what prepares a network on one thread: others decode meanwhile, and threads would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def choose_device(name: str = "auto") -> torch.device:
