@@ -180,9 +180,17 @@ def test_progress_counts_every_fit(rows):
 
 
 def test_progress_tells_each_fit_of_a_head_whose_fits_share_nothing(rows):
-    bar, grid = Bar(), {"C": [1.0, 10.0, 100.0]}
-    sweep_head("svm-rbf", *rows, folds=2, grid=grid, n_jobs=1, progress=bar)
+    bar, grid = Bar(), {"smoothing": [1e-9, 1e-6, 1e-3]}
+    sweep_head("gaussian-nb", *rows, folds=2, grid=grid, n_jobs=1, progress=bar)
     assert bar.steps == [0, 1, 1, 1, 1, 1, 1]
+
+
+def test_kernel_machines_that_share_distances_are_as_if_alone(rows):
+    X, y = rows
+    settings = [{"gamma_factor": 0.3, "C": 1.0}, {"gamma_factor": 3.0, "C": 10.0}, {"scaling": "l2"}]
+    for one, head in zip(settings, make_head("svm-rbf").fit_path(X, y, settings), strict=True):
+        alone = make_head("svm-rbf", **one).fit(X, y)
+        assert np.array_equal(head.predict_proba(X), alone.predict_proba(X))
 
 
 def test_finished_fits_are_not_done_again(rows, tmp_path):
