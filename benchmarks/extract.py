@@ -100,7 +100,7 @@ class Command:
     def __call__(self) -> Rows:
         for path in self.cache_dir.glob("*"):
             if path.name != "engines" or not self.keep:
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         subprocess.run(self.words, check=True, capture_output=True)
         with h5py.File(next(self.cache_dir.rglob("*.h5"))) as file:
             return dict(enumerate(file["features"][:]))
