@@ -22,6 +22,7 @@ def bound(dataset: Dataset, backbone: Backbone, engine: str, cache_dir: Path, bu
     With all cores `busy` an image takes longer than with one, where cores share caches, arithmetic units or clocks.
     """
     made = make_engine(backbone, "cpu", engine, workers=busy, cache_dir=cache_dir)
+    count = min(count, len(dataset.paths))
     chosen = np.linspace(0, len(dataset.paths) - 1, count).astype(int)
 
     def work(number: int) -> None:
