@@ -72,7 +72,7 @@ test: .venv/installed-test  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow' $(ARGS)
 
 test-slow: .venv/installed-test  ## run the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0 $(ARGS)
 
 clean:  ## remove .venv, runs and build products; caches too with CACHES=yes
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs
