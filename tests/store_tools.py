@@ -126,3 +126,9 @@ def everything(path: Path) -> list:
             cache.read_rows().tobytes(), cache.labels.tobytes(), cache.splits.tolist(), cache.paths,
             cache.digests.tobytes(), cache.skipped, cache.classes, cache.spec.sha256,
         ]  # fmt: skip
+
+
+def differing(one: dict | list, other: dict | list) -> list:
+    """Return the names, or positions, of what differs; pytest would compare the values by letter, for minutes."""
+    one, other = (each if isinstance(each, dict) else dict(enumerate(each)) for each in (one, other))
+    return [name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name]]

@@ -393,10 +393,11 @@ def test_an_interrupted_extract_says_what_is_kept_and_goes_on(tiles, tmp_path):
         for number in range(150):
             top, left = 2 * (number // 15), 20 * (number % 15)
             Image.fromarray(photo[top : top + 300, left : left + 300]).save(many / name / f"{number}.jpg")
-    command = [sys.executable, "-m", "pipeline", "extract", "--data", str(many), "--cache-dir", str(tmp_path / "cache")]
     # a shell's background jobs, and what they start, ignore Ctrl-C
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    script = ("import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+              "runpy.run_module('pipeline', run_name='__main__')")
+    command = [sys.executable, "-c", script, "extract", "--data", str(many), "--cache-dir", str(tmp_path / "cache")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cache").glob("many/*.partial/*.shard")) and time.monotonic() < deadline:
         time.sleep(0.02)
