@@ -12,11 +12,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Any
 
 from .errors import ClusterError, PipelineError
+from .libraries import installed
 
 # their versions decide what a worker computes, or whether it understands the client at all
 LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "openvino", "scikit-learn", "numpy", "pillow",
@@ -203,12 +203,7 @@ def _why(error: BaseException) -> str:
 def versions() -> dict[str, str]:
     """Return this machine's versions of Python and of `LIBRARIES`; a build's mark, such as ``+cpu``, is left out."""
     found = {"python": platform.python_version().rpartition(".")[0]}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library).partition("+")[0]
-        except PackageNotFoundError:
-            found[library] = "not installed"
-    return found
+    return found | {library: installed(library).partition("+")[0] or "not installed" for library in LIBRARIES}
 
 
 def differing(theirs: Mapping[str, str]) -> list[str]:

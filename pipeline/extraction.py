@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from .backbones import Backbone, description
 from .computing import computer_of
 from .data import Dataset
 from .errors import CacheError, DataError
+from .libraries import installed
 from .progress import Progress, silent
 from .store import CacheWriter, FeatureCache, Plan, cache_path
 
@@ -146,11 +146,7 @@ def _seconds_so_far(path: Path) -> float:
 
 def _meta(dataset: Dataset, backbone: Backbone, origin: Mapping[str, Any] | None) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
+    versions |= {library: found for library in LIBRARIES if (found := installed(library))}
     return {
         "dataset": dataset.name,
         "root": str(dataset.root),

@@ -148,7 +148,7 @@ def fit_head(
         selection = getattr(fitted, "selection_", "last")
     else:
         fitted, selection, candidates, best = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs,
-                                                           scheduler, progress)
+                                                     scheduler, progress)
         chosen |= best
     heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
     spread = _spread(cache, heads, tta)

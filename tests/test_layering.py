@@ -17,7 +17,7 @@ ROOMS = [
     "__main__", "cli", "experiment", "upkeep", "lookup", "scoring", "certainty", "learning_curve", "fitting",
     "estimating", "scaling", "budget", "auditing", "report", "export", "streaming", "thumbnails", "extraction",
     "computing", "finetuning", "classifier", "runs", "heads", "backbones", "data", "store", "recipes", "comparison",
-    "evaluation", "memory", "cluster", "progress", "registry", "errors", "__init__",
+    "evaluation", "memory", "cluster", "libraries", "progress", "registry", "errors", "__init__",
 ]  # fmt: skip
 
 

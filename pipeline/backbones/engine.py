@@ -14,9 +14,9 @@ import numpy as np
 
 from ..data import nvjpeg
 from ..errors import EngineError, PipelineError, UnknownNameError
+from ..libraries import installed
 from . import openvino_engine
 from .backbone import Backbone
-from .kept import installed
 from .memory import CPU_BATCH
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from ..libraries import installed
 from ..store.paths import safe_name
 from ..store.spec import Spec, canonical_json
 
@@ -42,14 +42,6 @@ def place(cache_dir: Path, name: str, spec: Spec, libraries: Sequence[str]) -> P
     """
     made_by = hashlib.sha256(canonical_json([FORMAT, *map(installed, libraries)]).encode()).hexdigest()
     return Path(cache_dir) / "engines" / f"{safe_name(name)}-{spec.short}-{made_by[:8]}.network"
-
-
-def installed(library: str) -> str:
-    """Return a package's installed version, empty where there is none. Imports nothing."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return ""
 
 
 def read(path: Path, spec: Spec) -> Network | None:

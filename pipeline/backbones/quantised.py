@@ -25,6 +25,7 @@ from ..data.augmentation import CropAndFlip
 from ..data.phototiles import find_photographs, photograph_files
 from ..data.transforms import Transform
 from ..errors import EngineError
+from ..libraries import installed
 from . import kept
 
 IMAGES = 306  # 17 parts of each of 18 photographs
@@ -42,7 +43,7 @@ def quantisation() -> dict[str, Any]:
     if any(importlib.util.find_spec(library) is None for library in LIBRARIES):
         raise EngineError("Precision int8 takes NNCF and OpenVINO: pip install 'image-feature-pipeline[int8]'.")
     return {"method": "nncf.quantize, mixed preset, 1", "images": IMAGES, "photographs": _photographs_digest(),
-            **{library: kept.installed(library) for library in LIBRARIES}}
+            **{library: installed(library) for library in LIBRARIES}}
 
 
 @cache

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PipelineError
+from ..libraries import installed
 from ..store.paths import safe_name
 from ..store.spec import canonical_json
 from .backbone import Backbone, as_described, description, resolve
 from .bundled import BUNDLED
-from .kept import installed
 from .weights import Weights
 
 LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm")

@@ -54,7 +54,7 @@ def extract(options: argparse.Namespace) -> None:
         raise PipelineError("--machines is for --estimate.")
     if scheduler and options.workers is not None:
         raise PipelineError("--workers are threads of this machine; a Dask worker's are set where it is started, by "
-                            " `dask worker --nthreads`.")
+                            "`dask worker --nthreads`.")
     done = extract(options.data, backbone_of(options), strict=options.strict, part_rows=options.part_rows,
                    scheduler=scheduler, **asked)
     print_notes(done.notes)

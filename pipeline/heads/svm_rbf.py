@@ -88,7 +88,7 @@ class SVMRBFHead(Head):
             return None
         if self.scaling not in shared:
             shared[self.scaling] = squared_distances(Z, Z)
-        return np.exp(-self.gamma_ * shared[self.scaling])
+        return self._kernel(shared[self.scaling])
 
     def _left_out(self, Z: np.ndarray, kernel: np.ndarray | None, codes: np.ndarray, train: np.ndarray,
                   test: np.ndarray) -> np.ndarray:
@@ -122,8 +122,13 @@ class SVMRBFHead(Head):
         return model.support_
 
     def _scores(self, Z: np.ndarray) -> np.ndarray:
-        return np.concatenate([self._decided(np.exp(-self.gamma_ * squared_distances(rows, self.support_)))
+        return np.concatenate([self._decided(self._kernel(squared_distances(rows, self.support_)))
                                for rows in chunks(Z, self._block())])
+
+    def _kernel(self, distances: np.ndarray) -> np.ndarray:
+        """Return exp(-gamma |a - b|²) of squared distances."""
+        found = -self.gamma_ * distances
+        return np.exp(found, out=found)
 
     def _block(self) -> int:
         """Return how many rows are scored at a time."""

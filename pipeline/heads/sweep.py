@@ -220,7 +220,8 @@ def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress,
             return results
         with (joblib_backend(scheduler, task) if scheduler else nullcontext()), one_thread():
             jobs = [[place for place in part if place not in results] for part in _parts(task, n_jobs)]
-            calls = (delayed(_fit_on_worker)(versions(), task, part, keys) if scheduler else
+            ours = versions() if scheduler else {}
+            calls = (delayed(_fit_on_worker)(ours, task, part, keys) if scheduler else
                      delayed(_fit_part)(task, part, fits, keys) for part in jobs if part)  # fmt: skip
             # worker processes take seconds to start; threads share the limit to BLAS and the filter, so both are here
             parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1,

@@ -20,7 +20,7 @@ from .ledger import FAILED, Ledger
 from .overlay import Overlay
 from .parts import describe, parts_listed, sweep
 from .paths import PART_ROWS, CachePlaces
-from .sources import FileSource, RowKind
+from .sources import RowKind, parts_among
 from .spec import FORMAT_VERSION, Spec
 
 _PARTS_AIMED_AT = 256  # larger parts rather than more of them
@@ -64,25 +64,18 @@ class Publisher:
         """Write all, verify it, and put it in place. Parts that it no longer needs stay; see `sweep`."""
         listed = self.ledger.image[self.ledger.state >= 0]
         images = np.unique(listed)
-        needed = {part.path.name for part in self._own_parts().values()}
+        needed = {part.path.name for part in parts_among(self.ledger.sources, self.places).values()}
         sweep(self.places, self.disk, needed)  # what a killed run left takes room
         if len(images) <= self.size(len(images)):
             self._write(self.places.path, listed, overlay, {**meta, "failed": self.ledger.remembered()})
         else:
             self._write_parts(images, listed, overlay, meta)
 
-    def _own_parts(self) -> dict[int, FeatureCache]:
-        """Return the ledger's sources that are parts of this cache, by their number."""
-        return {
-            number: source.cache for number, source in enumerate(self.ledger.sources)
-            if isinstance(source, FileSource) and source.cache.path.parent == self.places.parts
-        }  # fmt: skip
-
     def _staying(self, images: np.ndarray) -> dict[int, FeatureCache]:
         """Return the sources that are parts to be kept: not too large, and at least half of a part is still wanted."""
         size, source = self.size(len(images)), self.ledger.source[images]
         return {
-            number: part for number, part in self._own_parts().items()
+            number: part for number, part in parts_among(self.ledger.sources, self.places).items()
             if len(part) <= size <= 2 * np.count_nonzero(source == number)
         }  # fmt: skip
 

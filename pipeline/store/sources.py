@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -120,6 +121,12 @@ def sources_of(cache: FeatureCache) -> list[FileSource]:
     """Return the files that hold a cache's rows."""
     *others, last = cache.pieces
     return [*map(FileSource, others), FileSource(last, cache)]
+
+
+def parts_among(sources: Sequence[RowSource], places: CachePlaces) -> dict[int, FeatureCache]:
+    """Return the sources that are parts of this cache, by their position."""
+    return {number: source.cache for number, source in enumerate(sources)
+            if isinstance(source, FileSource) and source.cache.path.parent == places.parts}
 
 
 def open_sources(path: Path, spec: Spec) -> list[FileSource]:

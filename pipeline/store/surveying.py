@@ -11,7 +11,7 @@ import numpy as np
 from .ledger import FAILED, Ledger
 from .paths import CachePlaces
 from .record import BrokenRecordError
-from .sources import FileSource, Shard, open_sources
+from .sources import Shard, open_sources, parts_among
 from .spec import Spec
 
 
@@ -57,8 +57,7 @@ def survey(path: Path, spec: Spec, digests: np.ndarray, *, retry_failed: bool = 
                 ledger.learn(Shard(shard, spec), failures=not retry_failed)
         state = ledger.state
         missing = np.isin(ledger.keys, ledger.unknown)
-        parts = [number for number, source in enumerate(ledger.sources)
-                 if isinstance(source, FileSource) and source.cache.path.parent == places.parts]
+        parts = list(parts_among(ledger.sources, places))
         return Survey(
             to_compute=np.sort(ledger.first[missing]),
             listed=len(ledger.image),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,13 @@ class CacheWriter:
         self._places, self._disk, self._progress, self._siblings = CachePlaces(path), disk, progress, list(siblings)
         self._inventory = Inventory(self._places, spec, disk, progress)
         self._ledger = Ledger(np.empty((0, 16), np.uint8))
-        self._publisher = self._make_publisher()
         self._plan_id = ""
         self._pending: dict[int, np.ndarray] = {}
         self._numbers: list[int] = []
         self._changing = threading.Lock()
         self._held = ExitStack()
         self._held.enter_context(hold(self._places.lock, str(path), disk))
+        self._publisher = Publisher(self._places, spec, self._ledger, disk, progress, part_rows or part_rows_of(path))
 
     @classmethod
     def open(
@@ -137,7 +138,7 @@ class CacheWriter:
             If the disk has too little room for what is to be written.
         """
         ledger = self._ledger = Ledger(digests)
-        self._publisher = self._make_publisher()
+        self._publisher = replace(self._publisher, ledger=ledger)
         with explained(self.path, self._room_needed):
             plan, resumed = self._inventory.take(ledger, self._siblings, retry_failed)
             for number, keys in enumerate(plan.blocks):
@@ -151,10 +152,6 @@ class CacheWriter:
                 self.require_room(ledger.kind.bytes)
         self._plan_id, self._numbers = plan.id, list(self._pending)
         return self._summary()
-
-    def _make_publisher(self) -> Publisher:
-        part_rows = self.part_rows or part_rows_of(self.path)
-        return Publisher(self._places, self.spec, self._ledger, self._disk, self._progress, part_rows)
 
     def _summary(self) -> Plan:
         ledger, state = self._ledger, self._ledger.state
