@@ -74,7 +74,7 @@ class BlockPlan:
 
     def save(self, disk: Disk, path: Path) -> None:
         """Write the plan, durably."""
-        header = {"spec_sha256": self.spec.sha256, "size": self.size}
+        header = {"spec_sha256": self.spec.sha256, "most": self.size}
         write_record(disk, path, header, {"digests": as_digests(self.keys)})
 
     @classmethod
@@ -83,7 +83,7 @@ class BlockPlan:
         try:
             record = Record(path)
             usable = record.header["spec_sha256"] == spec.sha256
-            return cls(spec, as_keys(record.load("digests")), record.header["size"]) if usable else None
+            return cls(spec, as_keys(record.load("digests")), record.header["most"]) if usable else None
         except (BrokenRecordError, KeyError):
             return None
 
