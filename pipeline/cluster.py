@@ -11,7 +11,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -138,8 +138,16 @@ class Cluster:
         except but:
             raise
         except (CancelledError, ClosedClientError, OSError, TimeoutError) as error:
-            raise ClusterError(f"The connection to the Dask scheduler at {self.scheduler} is lost. What is done is "
-                               "kept: start the cluster again, and run the same command.") from error
+            raise self._lost(isinstance(error, CancelledError)) from error
+
+    def _lost(self, cancelled: bool) -> ClusterError:
+        """Tell whether the scheduler is gone, or, where a task was cancelled, all workers and what they were sent."""
+        with suppress(Exception):
+            if cancelled and not self.client.nthreads():
+                return ClusterError(f"All workers of the cluster at {self.scheduler} have died. What is done is kept: "
+                                    f"start some with `dask worker {self.scheduler}`, and run the same command.")
+        return ClusterError(f"The connection to the Dask scheduler at {self.scheduler} is lost. What is done is kept: "
+                            "start the cluster again, and run the same command.")
 
 
 @contextmanager

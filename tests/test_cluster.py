@@ -79,17 +79,17 @@ def shards(cache: Path) -> list[Path]:
 
 
 class Act(SilentBar):
-    """A bar that does something when the first block is done."""
+    """A bar that does something when the first block, or the first of a sweep's jobs, is done."""
 
     def __init__(self, act):
         self.act, self.text = act, ""
 
     def __call__(self, total=None, desc="", unit=""):
-        return self if desc == "Extracting" else SilentBar()
+        return self if desc in ("Extracting", "Sweep") else SilentBar()
 
     def update(self, n=1):
-        self.act, act = None, self.act
-        if act:
+        if n and self.act:
+            self.act, act = None, self.act
             act()
 
     def set_postfix_str(self, text):
@@ -252,6 +252,20 @@ def test_a_sweep_on_a_cluster_finds_the_same(head, running, tmp_path, monkeypatc
     # and what was fitted is kept here, so that nothing is fitted again, cluster or no cluster
     again = sweep_head(head, X, y, folds=3, grid=grid, folder=tmp_path, scheduler="tcp://127.0.0.1:1")
     assert again.settings == here.settings
+
+
+@pytest.mark.parametrize("dies", ["the workers", "the scheduler"])
+def test_a_sweep_whose_cluster_dies_is_one_clear_line_and_keeps_what_is_fitted(dies, tmp_path):
+    y = np.arange(240) % 3
+    X = (np.random.default_rng(0).normal(size=(240, 16)) + y[:, None]).astype(np.float32)
+    chosen = {"folds": 3, "grid": {"n_estimators": [5, 6, 7, 300, 301, 302]}, "folder": tmp_path / "sweep"}
+    with cluster(tmp_path / "cluster", workers=2) as processes:
+        victims = processes.workers if dies == "the workers" else [processes.scheduler]
+        bar = Act(lambda: [victim.kill() for victim in victims])
+        with pytest.raises(ClusterError, match="All workers .* have died" if dies == "the workers" else "is lost"):
+            sweep_head("random-forest", X, y, scheduler=processes.address, progress=bar, **chosen)
+    (fits,) = (tmp_path / "sweep").iterdir()
+    assert 1 <= len(fits.read_text().splitlines()) < 18
 
 
 def test_a_sweep_from_the_command_line(running, tmp_path, capsys):
