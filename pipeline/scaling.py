@@ -58,7 +58,7 @@ class Writing:
     commits, finishes : float
         Rows a second: into committed blocks; into the complete file, which is then verified.
     block : int
-        Images of the first block, which is the largest.
+        Images a block.
     """
 
     commits: float
@@ -82,7 +82,7 @@ class Scaling:
     most_machines : int
         So many make it faster; more do not.
     limited_by : {'commits', 'blocks'}
-        What sets that: the rows that this machine can commit, or that a thread computes a block at least.
+        What sets that: the rows that this machine can commit, or that there are no more blocks than threads.
     finishing : float
         Seconds to assemble and verify the file, whatever the number of machines.
     read_bytes_per_second, sent_bytes_per_second : float
@@ -112,14 +112,16 @@ def scaling(load: Load, writing: Writing, machines: int) -> Scaling:
     """
     if machines < 1:
         raise PipelineError(f"The number of machines is {machines}; it must be at least 1.")
-    block, finishing = min(writing.block, load.images), load.rows / writing.finishes
+    blocks = math.ceil(load.images / writing.block)
+    block_seconds = min(writing.block, load.images) * load.threads / load.images_per_second  # a thread has its share
+    finishing = load.rows / writing.finishes
 
     def computing(machines: int) -> float:
-        images = max(load.images / (machines * load.threads), block)  # of a thread; the last blocks are small
-        return max(images * load.threads / load.images_per_second, load.images / writing.commits)
+        rounds = math.ceil(blocks / (machines * load.threads))
+        return max(rounds * block_seconds, load.images / writing.commits)
 
     seconds, alone = (load.loading + computing(number) + finishing for number in (machines, 1))
-    limits = {"commits": writing.commits / load.images_per_second, "blocks": load.images / block / load.threads}
+    limits = {"commits": writing.commits / load.images_per_second, "blocks": blocks / load.threads}
     limited_by = min(limits, key=lambda name: limits[name])
     rate = load.images / computing(machines)
     row_bytes = math.prod(load.row_shape) * load.dtype.itemsize
@@ -149,7 +151,7 @@ def measured_writing(folder: Path, load: Load) -> Writing:
 
 
 def _commit(folder: Path, load: Load, images: int, finish: bool) -> tuple[float, int]:
-    """Return rows a second of committing some blocks, or of finishing after all blocks, and the images of the first."""
+    """Return rows a second of committing some blocks, or of finishing after all blocks, and the images of a block."""
     rng, spec = np.random.default_rng(0), Spec({"trial": 0})
     digests = rng.integers(0, 256, (images, 16), dtype=np.uint8)
     rows = rng.random((min(images, 1024), *load.row_shape), np.float32).astype(load.dtype)

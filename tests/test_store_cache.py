@@ -12,7 +12,6 @@ from store_tools import SPEC, Listing, contents, digest, extract, listing, meta,
 
 from pipeline.errors import CacheError
 from pipeline.store import CacheWriter, FeatureCache, Spec
-from pipeline.store.plan import block_lengths
 
 
 def rows_of(path):
@@ -46,7 +45,7 @@ def test_second_run_computes_and_writes_nothing(tmp_path):
     first = extract(path, listing(70))
     before = path.stat()
     second = extract(path, listing(70))
-    assert len(first.computed) == 70 and [len(block) for block in first.plan.blocks] == [*[8] * 8, 6]
+    assert len(first.computed) == 70 and [len(block) for block in first.plan.blocks] == [32, 32, 6]
     assert second.computed == [] and second.plan.reused == 70
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
@@ -165,11 +164,11 @@ def test_a_row_is_worth_more_than_a_neighbours_failure(tmp_path):
 
 def test_a_block_of_failures_needs_no_rows_of_any_shape(tmp_path):
     with CacheWriter.open(place(tmp_path), SPEC) as writer:
-        blocks = writer.plan(listing(12).digests).blocks
+        blocks = writer.plan(listing(40).digests).blocks
         writer.commit(0, np.empty(0), dict.fromkeys(blocks[0].tolist(), "broken"))
-        writer.commit(1, network(listing(12).digests[blocks[1]]))
-        with writer.finish(paths=listing(12).paths, labels=[0] * 12, splits=np.array(["train"] * 12)) as cache:
-            assert cache.shape == (4, 4) and len(cache.skipped) == 8
+        writer.commit(1, network(listing(40).digests[blocks[1]]))
+        with writer.finish(paths=listing(40).paths, labels=[0] * 40, splits=np.array(["train"] * 40)) as cache:
+            assert cache.shape == (8, 4) and len(cache.skipped) == 32
 
 
 def test_images_that_all_fail_make_a_file_without_rows(tmp_path):
@@ -320,12 +319,3 @@ def test_blocks_can_be_committed_from_many_threads(tmp_path):
             list(pool.map(lambda n: writer.commit(n, network(images.digests[blocks[n]])), reversed(range(len(blocks)))))
         writer.finish(paths=images.paths, labels=images.labels, splits=np.array(images.splits), classes=images.classes)
     assert contents(place(tmp_path, "one")) == contents(place(tmp_path, "two"))
-
-
-def test_blocks_become_smaller_towards_the_end_and_hold_each_image_once():
-    for images, size in [(0, 32), (1, 32), (397, 32), (100_000, 1024)]:
-        lengths = block_lengths(images, size)
-        assert sum(lengths) == images and lengths == sorted(lengths, reverse=True) and max([0, *lengths]) <= size
-        assert all(length % 8 == 0 for length in lengths[:-1])  # a batch on a CPU
-        # whoever takes the last block works at most a sixteenth of what was left longer than the others
-        assert all(length <= max(8, sum(lengths[at:]) / 16) for at, length in enumerate(lengths))

@@ -13,9 +13,6 @@ from .keys import as_digests, as_keys
 from .record import BrokenRecordError, Record, write_record
 from .spec import Spec
 
-LEAST = 8  # images a block
-SHARES = 16  # of what is left; a block takes one
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,7 +52,7 @@ class BlockPlan:
     keys : (n,) array
         Digests of distinct images, in the order in which they are computed.
     size : int
-        Most images a block.
+        Images a block.
 
     Attributes
     ----------
@@ -67,14 +64,13 @@ class BlockPlan:
 
     def __init__(self, spec: Spec, keys: np.ndarray, size: int):
         self.spec, self.keys, self.size = spec, keys, size
-        lengths = block_lengths(len(keys), size)
-        text = f"{spec.sha256} {lengths} ".encode() + as_digests(keys).tobytes()
+        text = f"{spec.sha256} {size} ".encode() + as_digests(keys).tobytes()
         self.id = hashlib.sha256(text).hexdigest()[:32]
-        self.blocks = np.split(keys, np.cumsum(lengths)[:-1]) if lengths else []
+        self.blocks = [keys[start : start + size] for start in range(0, len(keys), size)]
 
     def save(self, disk: Disk, path: Path) -> None:
         """Write the plan, durably."""
-        header = {"spec_sha256": self.spec.sha256, "most": self.size}
+        header = {"spec_sha256": self.spec.sha256, "size": self.size}
         write_record(disk, path, header, {"digests": as_digests(self.keys)})
 
     @classmethod
@@ -83,29 +79,15 @@ class BlockPlan:
         try:
             record = Record(path)
             usable = record.header["spec_sha256"] == spec.sha256
-            return cls(spec, as_keys(record.load("digests")), record.header["most"]) if usable else None
+            return cls(spec, as_keys(record.load("digests")), record.header["size"]) if usable else None
         except (BrokenRecordError, KeyError):
             return None
 
 
 def block_size(images: int) -> int:
-    """Return how many images make a block at most.
+    """Return how many images make a block.
 
-    Few images make small blocks, so that a kill costs little; many make blocks of up to 1024, so that there are not
-    too many shards.
+    Few images make small blocks, so that every worker has some and a kill costs little; many make
+    blocks of up to 1024, so that there are not too many shards.
     """
     return min(1024, max(32, -(-images // (64 * 32)) * 32))
-
-
-def block_lengths(images: int, size: int) -> list[int]:
-    """Divide images into blocks: of `size`, and smaller towards the end, so that no worker waits long for the last one.
-
-    All but the last are multiples of a batch on a CPU, so the same images are computed together as in larger ones.
-    Source: Polychronopoulos and Kuck, "Guided self-scheduling", IEEE Transactions on Computers, 1987.
-    """
-    lengths, rest = [], images
-    while rest:
-        length = min(rest, size, max(LEAST, rest // SHARES // LEAST * LEAST))
-        lengths.append(length)
-        rest -= length
-    return lengths
