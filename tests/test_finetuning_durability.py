@@ -120,13 +120,13 @@ def test_after_sigkill_another_process_resumes_to_the_same_weights(tmp_path, bac
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(number, tmp_path, backbone):
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(number, tmp_path, backbone, uninterrupted):
     dataset = small_photos(tmp_path)
     done = run_and_signal(tmp_path, number, "SELDOM_SAVED")
     assert done.returncode == 0
     assert done.stdout == "interrupted after epoch 1, step 2; continue with --resume handled as before\n"
     resumed = train(dataset, backbone, SELDOM_SAVED, run_folder=tmp_path / "run", resume=True)
-    assert equal(resumed, train(dataset, backbone, SELDOM_SAVED))
+    assert equal(resumed, uninterrupted)  # the photographs are cut alike in every folder
 
 
 def test_a_finished_training_resumes_without_another_step(tmp_path, dataset, backbone, uninterrupted):
