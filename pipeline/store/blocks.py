@@ -147,11 +147,13 @@ class CheckedReader:
         tail = dataset.shape[1:] if view is None else dataset.shape[2:]
         out = np.empty((len(rows), *tail), dataset.dtype)
         with self._hashing(name, partial(self._raise_damage, name)) as hashing:
-            for block, part in self._parts(rows):
-                if self._checked[name][block]:
+            for blocks, part, whole in self._spans(name, rows, view is None):
+                if self._checked[name][blocks[0]]:
                     _read_rows(dataset, rows[part], view, out[part])
+                elif whole:
+                    self._check_span(dataset, blocks, hashing, out[part])
                 else:
-                    self._read_and_check(dataset, block, rows[part], view, out[part], hashing)
+                    self._read_wanted(dataset, blocks[0], rows[part], view, out[part], hashing)
         return out
 
     def bad_blocks(self, name: str, blocks: np.ndarray | None = None, done: Callable[[int], Any] = ignore) -> list[int]:
@@ -165,19 +167,25 @@ class CheckedReader:
                 done(self._check_span(dataset, part.tolist(), hashing))
         return sorted(bad)
 
-    def _check_span(self, dataset: h5py.Dataset, blocks: list[int], hashing: Hashing) -> int:
+    def _check_span(
+        self, dataset: h5py.Dataset, blocks: list[int], hashing: Hashing, out: np.ndarray | None = None
+    ) -> int:
         """Read several blocks, from the first to the last, in one call and have them hashed; return their rows."""
         if len(blocks) < 2:
-            return sum(len(self._read_block(dataset, block, hashing)) for block in blocks)
-        start, stop = self._bounds(dataset, blocks[0])[0], self._bounds(dataset, blocks[-1])[1]
+            return sum(len(self._read_block(dataset, block, hashing, out)) for block in blocks)
+        bounds = [self._bounds(dataset, block) for block in blocks]
+        first, last = bounds[0][0], bounds[-1][1]
+        rows = np.empty((last - first, *dataset.shape[1:]), dataset.dtype) if out is None else out
+        parts = [rows[start - first : stop - first] for start, stop in bounds]
         try:
-            rows = dataset[start:stop]
+            dataset.read_direct(rows, np.s_[first:last])
         except (OSError, RuntimeError):  # one of them; find out which
-            return sum(self._check_span(dataset, [block], hashing) for block in blocks)
-        for block in blocks:
-            first, last = self._bounds(dataset, block)
-            hashing.add(block, rows[first - start : last - start])
-        return stop - start
+            for block, part in zip(blocks, parts, strict=True):
+                self._read_block(dataset, block, hashing, part)
+        else:
+            for block, part in zip(blocks, parts, strict=True):
+                hashing.add(block, part)
+        return last - first
 
     def blocks_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the block of each of these positions."""
@@ -192,19 +200,29 @@ class CheckedReader:
         start = block * self.rows_per_block
         return start, min(start + self.rows_per_block, len(dataset))
 
-    def _parts(self, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
-        blocks, starts = np.unique(self.blocks_of(rows), return_index=True)
-        stops = [*starts.tolist(), len(rows)][1:]
-        for block, start, stop in zip(blocks.tolist(), starts.tolist(), stops, strict=True):
-            yield block, slice(start, stop)
+    def _spans(self, name: str, rows: np.ndarray, views: bool) -> Iterator[tuple[list[int], slice, bool]]:
+        """Yield the blocks of ascending rows, which of the rows lie in them, and whether those are all that they hold.
 
-    def _read_and_check(self, dataset, block: int, rows: np.ndarray, view: int | None, out, hashing: Hashing) -> None:
-        start, stop = self._bounds(dataset, block)
-        if len(rows) == stop - start and view is None:
-            self._read_block(dataset, block, hashing, out)
-        else:
-            found = self._read_block(dataset, block, hashing)
-            out[:] = found[rows - start] if view is None else found[rows - start, view]
+        Such whole blocks (of all views) come together where they lie side by side, may be read in one call, and all
+        are checked or none; any other block comes by itself.
+        """
+        dataset, size = self.file[name], self.rows_per_block
+        blocks, starts = np.unique(self.blocks_of(rows), return_index=True)
+        edges = np.append(starts, len(rows))
+        whole = views & (np.diff(edges) == np.minimum((blocks + 1) * size, len(dataset)) - blocks * size)
+        checked = self._checked[name][blocks]
+        apart = (np.diff(blocks) > 1) | (checked[1:] != checked[:-1]) | ~whole[1:] | ~whole[:-1]
+        most = span_blocks(size, dataset.nbytes // max(1, len(dataset)))
+        for run in np.split(np.arange(len(blocks)), np.flatnonzero(apart) + 1):
+            for at in range(0, len(run), most):
+                span = run[at : at + most]
+                yield blocks[span].tolist(), slice(edges[span[0]], edges[span[-1] + 1]), bool(whole[span[0]])
+
+    def _read_wanted(self, dataset, block: int, rows: np.ndarray, view: int | None, out, hashing: Hashing) -> None:
+        """Read a block, have it hashed, and pick the wanted ones of its rows out of it."""
+        found = self._read_block(dataset, block, hashing)
+        wanted = rows - self._bounds(dataset, block)[0]
+        out[:] = found[wanted] if view is None else found[wanted, view]
 
     def _read_block(self, dataset, block: int, hashing: Hashing, out: np.ndarray | None = None) -> np.ndarray:
         start, stop = self._bounds(dataset, block)
@@ -230,7 +248,7 @@ class CheckedReader:
 
 
 def _read_rows(dataset: h5py.Dataset, rows: np.ndarray, view: int | None, out: np.ndarray) -> None:
-    """Read ascending rows of one block, through the shortest range that holds them."""
+    """Read ascending rows that lie close together, through the shortest range that holds them."""
     first, stop = rows[0], rows[-1] + 1
     if view is None and stop - first == len(rows):
         dataset.read_direct(out, np.s_[first:stop])
