@@ -112,8 +112,8 @@ def test_penalties_swept_together_are_near_their_optimum(rows, loss, few, excess
     problem, Cs = LinearProblem(Z, y, weights, 10, loss), [1e-5, 1e-3, 1e-1]
 
     def objective(coef, intercept, C):
-        slope = loss.slope(Z @ coef.T + intercept, y, weights / weights.sum())[0]
-        return slope + np.square(coef).sum() * problem.penalty(C) / 2
+        scores = (Z @ coef.T + intercept).T[None]
+        return loss.slope(scores, y, weights / weights.sum())[0] + np.square(coef).sum() * problem.penalty(C) / 2
 
     for C, found in zip(Cs, Lockstep(problem).path(Cs, 3000), strict=True):
         best = objective(*problem.solve(C)[:2], C)

@@ -104,7 +104,7 @@ class Lockstep:
             Z, codes = self.Z[start : start + step], problem.codes[start : start + step]
             scores = (flat @ Z.T).reshape(n, n_classes, len(Z))
             scores += W[:, :, -1:]
-            losses += problem.loss.stacked(scores, codes, self.weights[start : start + step])
+            losses += problem.loss.slope(scores, codes, self.weights[start : start + step])
             scores = scores.reshape(len(flat), len(Z))
             slope[:, :-1] += scores @ Z
             slope[:, -1] += scores.sum(axis=1)

@@ -17,34 +17,18 @@ class Loss:
     Attributes
     ----------
     slope : callable
-        From float64 scores (N, K), which it may overwrite, codes (N,) and weights (N,) to the weighted loss and its
-        derivative (N, K).
+        For several solutions at once, in the precision of the scores: from scores (A, K, N), which it overwrites with
+        the derivative of the weighted loss, codes (N,) and weights (N,) to the losses (A,).
     bend : callable
         From scores (N, K) and codes (N,) to the (N,) mean second derivative over the classes.
-    stacked : callable
-        As `slope` for several solutions at once, in the precision of the scores: from scores (A, K, N), which it
-        overwrites with the derivative, codes and weights to the losses (A,).
     doubled : bool
         Whether with two classes the penalty counts twice: then it is that of the difference of the two rows of W,
         as in binary logistic regression.
     """
 
-    slope: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, np.ndarray]]
+    slope: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     bend: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    stacked: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     doubled: bool = False
-
-
-def _softmax_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    rows = np.arange(len(codes))
-    scores -= scores.max(axis=1, keepdims=True)
-    own = scores[rows, codes]
-    shares = np.exp(scores, out=scores)
-    total = shares.sum(axis=1)
-    shares /= total[:, None]
-    shares[rows, codes] -= 1
-    shares *= weights[:, None]
-    return float((np.log(total) - own) @ weights), shares
 
 
 def _softmax_bend(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -53,7 +37,7 @@ def _softmax_bend(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return (shares * (1 - shares)).mean(axis=1)
 
 
-def _softmax_stacked(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _softmax_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     rows = np.arange(len(codes))
     scores -= scores.max(axis=1, keepdims=True)
     own = scores[:, codes, rows]
@@ -64,12 +48,7 @@ def _softmax_stacked(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray)
     return ((np.log(total) - own) * weights).sum(axis=1, dtype=np.float64)
 
 
-def _hinge_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    short, sign = _shortfall(scores, codes)
-    return float(np.square(short).sum(axis=1) @ weights), -2 * sign * short * weights[:, None]
-
-
-def _hinge_stacked(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _hinge_slope(scores: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     rows = np.arange(len(codes))
     scores[:, codes, rows] *= -1
     scores += 1  # the shortfall, where above 0
@@ -90,5 +69,5 @@ def _shortfall(scores: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.maximum(1 - sign * scores, 0), sign
 
 
-CROSS_ENTROPY = Loss(_softmax_slope, _softmax_bend, _softmax_stacked, doubled=True)
-SQUARED_HINGE = Loss(_hinge_slope, _hinge_bend, _hinge_stacked)
+CROSS_ENTROPY = Loss(_softmax_slope, _softmax_bend, doubled=True)
+SQUARED_HINGE = Loss(_hinge_slope, _hinge_bend)

@@ -18,8 +18,8 @@ from .losses import CROSS_ENTROPY, Loss
 from .rows import StreamedRows
 from .threads import SMALL, map_rows, sum_rows
 
-STAGES = (8,)  # iterations after which the curvature is measured again
-DENORMAL = 1e-30
+STAGE = 8  # iterations after which the curvature is measured again
+CHANGED = 5  # times what it was: then a new preconditioner pays
 # squared preconditioned gradient, relative to the objective; rounding of float32 features makes some 3e-9 of it
 TOLERANCE = {np.dtype(np.float32): 2e-8, np.dtype(np.float64): 1e-10}
 ROUNDING = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-14}  # of the objective
@@ -90,12 +90,14 @@ class LinearProblem:
         """
         penalty = self.penalty(C)
         W, free = self._inward(start)
-        done, iterations = False, 0
-        for stage in (*STAGES, max_iter):
-            if done or iterations >= max_iter:
-                break
-            walk = _Walk(self, penalty, self.bend(W, free))
-            W, free, taken, done = walk.run(W, free, min(stage, max_iter - iterations))
+        bend = self.bend(W, free)
+        walk = _Walk(self, penalty, bend)
+        W, free, iterations, done = walk.run(W, free, min(STAGE, max_iter))
+        if not done and iterations < max_iter:
+            now = self.bend(W, free)
+            if not bend / CHANGED <= now <= bend * CHANGED:
+                walk = _Walk(self, penalty, now)
+            W, free, taken, _ = walk.run(W, free, max_iter - iterations)
             iterations += taken
         return *self.outward(W, free), iterations
 
@@ -105,19 +107,18 @@ class LinearProblem:
 
     def slope(self, W: np.ndarray, free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Return the mean loss of the inner, centered rows and its derivatives, (K, D) and (K,); one walk over them."""
-        own = W.T.astype(self.dtype)
+        own = W.astype(self.dtype)
 
         def piece(Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-            blocks = _blocks(Z, own.shape[1])
-            scores = np.concatenate([Z[block] @ own for block in blocks]).astype(np.float64)
-            loss, slope = self.loss.slope(scores + free, codes, weights)
-            steepness = slope.sum(axis=0)
-            if Z.dtype != np.float64:
-                # float32 would hold the tiniest as denormal numbers, with which processors are a hundred times slower
-                slope[np.abs(slope) < DENORMAL] = 0
-            # written so that the long side of Z is walked once, in order
-            across = slope.T.astype(Z.dtype)
-            return loss, sum((across[:, block] @ Z[block]).astype(np.float64) for block in blocks), steepness
+            blocks = _blocks(Z, len(own))
+            scores = np.empty((len(own), len(Z)))
+            for block in blocks:
+                scores[:, block] = (Z[block] @ own.T).T
+            scores += free[:, None]
+            loss = self.loss.slope(scores[None], codes, weights)[0]
+            across = scores.astype(Z.dtype)  # the loss has put its derivative there
+            inner = sum((across[:, block] @ Z[block]).astype(np.float64) for block in blocks)
+            return loss, inner, scores.sum(axis=1)
 
         loss, inner, steepness = 0.0, np.zeros_like(W), np.zeros_like(free)
         for part in map_rows(piece, self.Z, self.codes, self.weights):
