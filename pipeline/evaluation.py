@@ -15,6 +15,7 @@ TOP = 5  # of top5, which says something from TOP + 1 classes on
 BINS = 15  # of the calibration error, the field's usual number
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # below which one may decline to answer
 REPEATS, DRAWS = 1000, 10**8  # of the bootstrap: how often, and how many draws are worth waiting for
+MANY = 5000  # rows whose sums are as good as normal: they need not be drawn one by one
 MOST_CLASSES = 200  # above, the confusion matrix is left out: `predictions.csv` tells the same in less
 
 
@@ -241,17 +242,36 @@ def _intervals(
     order = np.argsort(place, kind="stable")  # a bin's rows side by side
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
     values = np.stack([_losses(labels, probabilities), _distances(labels, probabilities), gaps])[:, order]
-    drawn = np.empty((3, repeats))
-    for turn in range(repeats):
-        times = np.bincount(rng.integers(0, n, n, dtype=np.uint32), minlength=n)
-        drawn[:2, turn] = values[:2] @ times / n
-        drawn[2, turn] = np.abs(np.add.reduceat(values[2] * times, starts)).sum() / n
+    drawn = (_drawn if n <= MANY else _drawn_together)(values, starts, repeats, rng)
     error = float(np.abs(np.add.reduceat(values[2], starts)).sum() / n)
     variances = np.add.reduceat((sure * (1 - sure))[order], starts)
     return {
         "balanced_accuracy_ci95": balanced, "macro_f1_ci95": f1, "log_loss_ci95": _middle(drawn[0]),
         "brier_ci95": _middle(drawn[1]), "ece_ci95": _error_interval(error, drawn[2], variances, n, rng),
     }  # fmt: skip
+
+
+def _drawn(values: np.ndarray, starts: np.ndarray, repeats: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the means of the first two of (3, n) values, and the calibration error of the third, (3, repeats)."""
+    n, drawn = values.shape[1], np.empty((3, repeats))
+    for turn in range(repeats):
+        times = np.bincount(rng.integers(0, n, n, dtype=np.uint32), minlength=n)
+        drawn[:2, turn] = values[:2] @ times / n
+        drawn[2, turn] = np.abs(np.add.reduceat(values[2] * times, starts)).sum() / n
+    return drawn
+
+
+def _drawn_together(values: np.ndarray, starts: np.ndarray, repeats: int, rng: np.random.Generator) -> np.ndarray:
+    """Return what `_drawn` does, from how many rows each bin gets and a normal distribution of what they sum up to."""
+    n, drawn = values.shape[1], np.empty((3, repeats))
+    drawn[:2] = values[:2].mean(axis=1, keepdims=True)
+    drawn[:2] += rng.normal(size=(2, repeats)) * values[:2].std(axis=1, keepdims=True) / np.sqrt(n)
+    sizes = np.diff(starts, append=n)
+    means = np.add.reduceat(values[2], starts) / sizes
+    variances = np.maximum(np.add.reduceat(np.square(values[2]), starts) / sizes - means**2, 0)
+    times = rng.multinomial(n, sizes / n, size=repeats)
+    drawn[2] = np.abs(times * means + np.sqrt(times * variances) * rng.normal(size=times.shape)).sum(axis=1) / n
+    return drawn
 
 
 def _error_interval(

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics
 
+from pipeline import evaluation
 from pipeline.evaluation import EvaluationError, brier_score, calibration_error, evaluate, reliability, wilson_interval
 
 
@@ -180,6 +181,20 @@ def test_intervals_of_the_calibration_hold_the_truth_about_95_times_in_100(sharp
             inside[name] += low <= truth[name] <= high
     # 4 standard deviations of 100 trials at 95 % are 8.7 points
     assert all(count >= 86 for count in inside.values()), inside
+
+
+def test_intervals_of_many_images_are_those_of_drawing_them_one_by_one(monkeypatch):
+    rng = np.random.default_rng(5)
+    probabilities = rng.dirichlet(np.full(4, 0.4), 6000)
+    labels = np.where(rng.random(6000) < 0.8, probabilities.argmax(axis=1), rng.integers(0, 4, 6000))
+    together = evaluate(labels, probabilities)
+    monkeypatch.setattr(evaluation, "MANY", 6000)
+    one_by_one = evaluate(labels, probabilities)
+    for name in ("log_loss_ci95", "brier_ci95", "ece_ci95"):
+        width = np.ptp(one_by_one[name])
+        # each end is uncertain by about 0.09 standard errors, which are a quarter of the width
+        assert np.abs(np.subtract(together[name], one_by_one[name])).max() < 0.12 * width
+        assert together[name] != one_by_one[name]
 
 
 def test_no_error_seen_is_not_called_certain():
