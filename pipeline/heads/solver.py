@@ -110,14 +110,16 @@ class LinearProblem:
         own = W.astype(self.dtype)
 
         def piece(Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-            blocks = _blocks(Z, len(own))
+            blocks, rest = _blocks(Z, len(own))
+            count, size, _ = blocks.shape
             scores = np.empty((len(own), len(Z)))
-            for block in blocks:
-                scores[:, block] = (Z[block] @ own.T).T
+            scores[:, : count * size] = (blocks @ own.T).reshape(-1, len(own)).T
+            scores[:, count * size :] = (rest @ own.T).T
             scores += free[:, None]
             loss = self.loss.slope(scores[None], codes, weights)[0]
             across = scores.astype(Z.dtype)  # the loss has put its derivative there
-            inner = sum((across[:, block] @ Z[block]).astype(np.float64) for block in blocks)
+            inner = (across[:, : count * size].reshape(-1, count, size).swapaxes(0, 1) @ blocks).sum(axis=0)
+            inner += across[:, count * size :] @ rest
             return loss, inner, scores.sum(axis=1)
 
         loss, inner, steepness = 0.0, np.zeros_like(W), np.zeros_like(free)
@@ -155,12 +157,15 @@ class LinearProblem:
         return coef, free - coef @ self.center
 
 
-def _blocks(Z: np.ndarray, n_classes: int) -> list[slice]:
-    """Divide rows into blocks whose products with a matrix of so many columns are quick."""
+def _blocks(Z: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide rows into blocks whose products with a matrix of so many columns are quick, and a rest.
+
+    One product of all blocks asks for the interpreter's lock once, which the other threads want too.
+    """
     rows = FEW_STEPS // (Z.shape[1] * n_classes)
-    if rows < LEAST_ROWS:
-        return [slice(None)]
-    return [slice(start, start + rows) for start in range(0, len(Z), rows)]
+    count = -(-len(Z) // rows) if rows >= LEAST_ROWS else 1
+    whole = len(Z) // count * count
+    return Z[:whole].reshape(count, -1, Z.shape[1]), Z[whole:]
 
 
 def _gram(Z: np.ndarray, weights: np.ndarray) -> np.ndarray:
