@@ -111,15 +111,14 @@ class LinearProblem:
 
         def piece(Z: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
             blocks, rest = _blocks(Z, len(own))
-            count, size, _ = blocks.shape
-            scores = np.empty((len(own), len(Z)))
-            scores[:, : count * size] = (blocks @ own.T).reshape(-1, len(own)).T
-            scores[:, count * size :] = (rest @ own.T).T
+            whole, scores = len(Z) - len(rest), np.empty((len(own), len(Z)))
+            scores[:, :whole] = (blocks @ own.T).reshape(whole, -1).T
+            scores[:, whole:] = (rest @ own.T).T
             scores += free[:, None]
             loss = self.loss.slope(scores[None], codes, weights)[0]
             across = scores.astype(Z.dtype)  # the loss has put its derivative there
-            inner = (across[:, : count * size].reshape(-1, count, size).swapaxes(0, 1) @ blocks).sum(axis=0)
-            inner += across[:, count * size :] @ rest
+            inner = (across[:, :whole].reshape(-1, *blocks.shape[:2]).swapaxes(0, 1) @ blocks).sum(axis=0)
+            inner += across[:, whole:] @ rest
             return loss, inner, scores.sum(axis=1)
 
         loss, inner, steepness = 0.0, np.zeros_like(W), np.zeros_like(free)

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from ..errors import CacheError
-from .layout import span_blocks
+from .layout import bytes_a_row, span_blocks
 
 _WORKERS = min(8, os.cpu_count() or 1)
 _WORTH_A_THREAD = 64 * 1024
@@ -161,7 +161,7 @@ class CheckedReader:
         blocks = np.arange(len(self.digests[name])) if blocks is None else blocks
         blocks = blocks[~self._checked[name][blocks]]
         dataset, bad = self.file[name], list[int]()
-        span = span_blocks(self.rows_per_block, dataset.nbytes // max(1, len(dataset)))
+        span = span_blocks(self.rows_per_block, bytes_a_row(dataset))
         with self._hashing(name, bad.append) as hashing:
             for part in np.split(blocks, np.flatnonzero(np.diff(blocks // span)) + 1):
                 done(self._check_span(dataset, part.tolist(), hashing))
@@ -209,10 +209,10 @@ class CheckedReader:
         dataset, size = self.file[name], self.rows_per_block
         blocks, starts = np.unique(self.blocks_of(rows), return_index=True)
         edges = np.append(starts, len(rows))
-        whole = views & (np.diff(edges) == np.minimum((blocks + 1) * size, len(dataset)) - blocks * size)
+        whole = views & (np.diff(edges) == np.minimum(size, len(dataset) - blocks * size))
         checked = self._checked[name][blocks]
         apart = (np.diff(blocks) > 1) | (checked[1:] != checked[:-1]) | ~whole[1:] | ~whole[:-1]
-        most = span_blocks(size, dataset.nbytes // max(1, len(dataset)))
+        most = span_blocks(self.rows_per_block, bytes_a_row(dataset))
         for run in np.split(np.arange(len(blocks)), np.flatnonzero(apart) + 1):
             for at in range(0, len(run), most):
                 span = run[at : at + most]

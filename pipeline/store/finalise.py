@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import h5py
@@ -13,7 +12,7 @@ import numpy as np
 
 from .blocks import Digester
 from .disk import DiskFile
-from .layout import CHUNK_BYTES, block_rows, chunk_rows, span_blocks
+from .layout import CHUNK_BYTES, block_rows, bytes_a_row, chunk_rows, span_blocks
 from .meta import seal
 
 
@@ -102,8 +101,8 @@ def write_hdf5(
         The first that a write met, a full disk for example.
     """
     first = next(iter(columns.values()))
-    widest = first if "features" in columns else max(columns.values(), key=_row_bytes)
-    size = block_rows(first.shape[0], _row_bytes(widest))
+    widest = first if "features" in columns else max(columns.values(), key=bytes_a_row)
+    size = block_rows(first.shape[0], bytes_a_row(widest))
     sink = Sink(file)
     digests: dict[str, Digester] = {}
     with h5py.File(sink, "w", libver=("v110", "v110"), driver="fileobj") as hdf5:
@@ -119,17 +118,13 @@ def write_hdf5(
     sink.check()
 
 
-def _row_bytes(column: Column) -> int:
-    return prod(column.shape[1:]) * np.dtype(column.dtype).itemsize
-
-
 def _write_column(hdf5, name: str, column: Column, size: int, sink: Sink, written: Callable[[int], Any]) -> Digester:
     rows, digester = column.shape[0], Digester()
     options: dict[str, Any] = {}
     if rows:  # HDF5 has no chunks, so no checksums, for a dataset of no rows
         options = {"chunks": _chunks(column, size), "fletcher32": True}
     dataset = hdf5.create_dataset(name, column.shape, column.dtype, **options)
-    span = size * span_blocks(size, _row_bytes(column))
+    span = size * span_blocks(size, bytes_a_row(column))
     for start in range(0, rows, span):
         part = column.rows(start, min(start + span, rows))
         dataset[start : start + len(part)] = part
@@ -142,7 +137,7 @@ def _write_column(hdf5, name: str, column: Column, size: int, sink: Sink, writte
 
 
 def _chunks(column: Column, size: int) -> tuple[int, ...]:
-    row_bytes = _row_bytes(column)
+    row_bytes = bytes_a_row(column)
     rows = min(column.shape[0], size if size * row_bytes <= CHUNK_BYTES else chunk_rows(row_bytes))
     if len(column.shape) == 3:  # a chunk holds one view, so that one view can be read by itself
         return (rows, 1, column.shape[2])

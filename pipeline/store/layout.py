@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import numpy as np
 
 ROW_DATASETS = ("features", "labels", "splits", "paths", "digests")
@@ -23,6 +26,11 @@ CHUNK_BYTES = 512 * 1024
 BLOCKS = 256
 BLOCK_BYTES = 32 * 1024 * 1024
 SPAN_BYTES = 1024 * 1024
+
+
+def bytes_a_row(column: Any) -> int:
+    """Return the bytes of a row of anything that has a shape and a dtype, such as a dataset."""
+    return prod(column.shape[1:]) * np.dtype(column.dtype).itemsize
 
 
 def chunk_rows(row_bytes: int) -> int:
