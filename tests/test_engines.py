@@ -97,6 +97,29 @@ def test_openvino_gives_torchs_rows(asked, cache_dir):
 
 
 @needs_openvino
+def test_openvino_fills_small_batches_up_until_compiling_for_their_size_pays(cache_dir, monkeypatch):
+    compiled, compile_ = [], openvino._compiled
+    monkeypatch.setattr(openvino, "_compiled", lambda graph, *rest: (
+        compiled.append(graph.input(0).shape[0]), compile_(graph, *rest))[1])
+    backbone = resolve("pixels")
+    pixels = np.concatenate([pixels_for(backbone)] * 7)[:40]
+    expected = TorchEngine(backbone, "cpu")(pixels)
+    make_engine(backbone, "cpu", "openvino", cache_dir=cache_dir)  # converts, and tries what it converted
+    for batch_size, sizes in ((None, [8]), (4, [4]), (64, [8, 64])):
+        compiled.clear()
+        engine = make_engine(backbone, "cpu", "openvino", cache_dir=cache_dir, batch_size=batch_size)
+        assert relative_error(engine(pixels), expected) < 1e-4
+        assert compiled == sizes
+    compiled.clear()
+    engine = make_engine(backbone, "cpu", "openvino", cache_dir=cache_dir)
+    in_vain = openvino.PAYS // 7
+    for number in range(40):
+        assert relative_error(engine(pixels[number : number + 1]), expected[number : number + 1]) < 1e-4
+        assert compiled == ([8] if number < in_vain else [8, 1])
+    assert engine(pixels[:0]).shape == (0, engine.features)
+
+
+@needs_openvino
 def test_bfloat16_means_about_the_same_on_both_engines(cache_dir):
     backbone, exact = resolve(precision="bfloat16"), resolve()
     pixels = pixels_for(backbone)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import EngineError
 from .backbone import Backbone
+from .memory import filled
 from .torch_engine import TorchEngine
 from .weights import one_line
 
@@ -53,7 +54,5 @@ class CompiledEngine(TorchEngine):
         parts = []
         for start in range(0, len(pixels), self._size):
             part = pixels[start : start + self._size]
-            full = np.zeros((self._size, *part.shape[1:]), np.uint8)
-            full[: len(part)] = part
-            parts.append(super()._forward(full)[: len(part)])
+            parts.append(super()._forward(filled(part, self._size))[: len(part)])
         return np.concatenate(parts)

@@ -76,7 +76,7 @@ def make_engine(
         ``auto``: OpenVINO on a CPU where it is installed, else torch. ``compile``: torch.compile, which takes
         ten seconds and more to begin; on a CPU it was slower than ``torch`` when measured, so ``auto`` never is it.
     batch_size : int, optional
-        Images a forward pass; only ``compile`` need know, because it is made for one size.
+        Images a forward pass; ``openvino`` and ``compile`` need know, because they are made for one size.
     workers : int
         Threads that will call it.
     cache_dir : Path, optional
@@ -98,10 +98,10 @@ def make_engine(
         if engine not in ("auto", "openvino") or device not in ("auto", "cpu"):
             raise PipelineError(f"An int8 network runs on OpenVINO and the CPU, not on engine {engine!r} and device "
                                 f"{device!r}: leave --engine and --device out.")
-        return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir)
+        return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir, batch_size or CPU_BATCH)
     try:
         if engine == "openvino" or (engine == "auto" and expected):
-            return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir)
+            return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir, batch_size or CPU_BATCH)
         if engine == "compile":
             from .compiled_engine import CompiledEngine
 

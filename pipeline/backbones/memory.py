@@ -1,4 +1,4 @@
-"""An accelerator's memory: batches that fit, found beforehand and learned from failures."""
+"""Batches: those that fit into an accelerator's memory, found beforehand and learned from failures; full ones."""
 
 from __future__ import annotations
 
@@ -68,6 +68,15 @@ class FittingBatches:
         self.most = min(self.most or size, size // 2)
         self._notes[:] = [f"The accelerator's memory was too small for a batch of {size}; went on with {self.most}."]
         return self.most
+
+
+def filled(batch: np.ndarray, size: int) -> np.ndarray:
+    """Return a batch of `size` images that begins with these, for a network that is compiled for no other size."""
+    if len(batch) == size:
+        return batch
+    full = np.zeros((size, *batch.shape[1:]), batch.dtype)
+    full[: len(batch)] = batch
+    return full
 
 
 def batch_for(engine: Any, size: tuple[int, int], at_once: int) -> int:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import numpy as np
 from ..errors import EngineError
 from . import kept
 from .backbone import Backbone
-from .memory import CPU_BATCH
+from .memory import CPU_BATCH, filled
 from .quantised import quantisation, quantised
 from .torch_engine import one_thread
 
 # what OpenVINO's CPU computes in; of a quantised network, what is not 8 bits
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+PAYS = 32  # images computed in vain in batches filled up, which take about as long as compiling for their size
 AGREEMENT = 1e-4  # ‖difference‖ / ‖row‖ to torch in float32; more means that the conversion went wrong
 # they decide what the converted network is
 LIBRARIES = ("image-feature-pipeline", "openvino", "torch", "torchvision", "timm")
@@ -29,6 +31,9 @@ LIBRARIES = ("image-feature-pipeline", "openvino", "torch", "torchvision", "timm
 
 class OpenVINOEngine:
     """A backbone compiled by OpenVINO. Safe to call from several threads at once.
+
+    It is compiled for one size of batch, which runs faster than one for any size. Smaller batches are filled up, until
+    compiling for their size pays; larger ones are what it is compiled for when they come.
 
     Parameters
     ----------
@@ -39,6 +44,8 @@ class OpenVINOEngine:
         Threads that will call it, each of which gets a core.
     cache_dir : Path, optional
         Where the converted network is kept. A later engine then needs no torch.
+    batch_size : int
+        Images a forward pass, at most.
 
     Raises
     ------
@@ -53,10 +60,11 @@ class OpenVINOEngine:
 
     name = "openvino"
     on_cpu = True
-    batch_size = CPU_BATCH
     dtype = np.dtype("float32")
 
-    def __init__(self, backbone: Backbone, streams: int = 1, cache_dir: Path | None = None):
+    def __init__(
+        self, backbone: Backbone, streams: int = 1, cache_dir: Path | None = None, batch_size: int = CPU_BATCH
+    ):  # fmt: skip
         if not available():
             raise EngineError("OpenVINO is not installed: pip install 'image-feature-pipeline[openvino]'")
         if backbone.precision not in PRECISIONS:
@@ -65,17 +73,50 @@ class OpenVINOEngine:
         network = kept.read(path, backbone.spec) if path else None
         if network is None:
             network = _quantised(backbone, path, cache_dir) if backbone.quantisation else _converted(backbone, path)
-        self._compiled = _compiled(network, backbone.precision, streams)
-        self._requests = threading.local()
+        self._graph = _graph(network)
+        self._pixels, self._precision, self._streams = (*backbone.transform.crop, 3), backbone.precision, streams
+        self._compiling, self._requests = threading.Lock(), threading.local()
+        self._in_vain = Counter[int]()
+        first = min(batch_size, CPU_BATCH)
+        self._sizes = {first: self._compiled(first)}
+        self.batch_size = batch_size
+        self.features = self._sizes[first].output(0).shape[1]
         self.notes: list[str] = []
-        self.features = self(np.zeros((1, *backbone.transform.crop, 3), np.uint8)).shape[1]
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Compute features: from uint8 (N, H, W, 3) to `dtype` (N, D)."""
-        request = getattr(self._requests, "own", None)
-        if request is None:
-            request = self._requests.own = self._compiled.create_infer_request()
-        return request.infer({0: pixels}, share_inputs=True)[0].copy()  # the next batch overwrites the result
+        rows = np.empty((len(pixels), self.features), self.dtype)
+        for start in range(0, len(pixels), self.batch_size):
+            batch = pixels[start : start + self.batch_size]
+            size = self._size_for(len(batch))
+            found = self._request(size).infer({0: filled(batch, size)}, share_inputs=True)[0]
+            rows[start : start + size] = found[: len(batch)]  # copied, for the next batch overwrites what was found
+        return rows
+
+    def _size_for(self, images: int) -> int:
+        """Return for what size of batch the network is, or now becomes, compiled to take so many images."""
+        exact = min(self.batch_size, 2 ** (images - 1).bit_length())
+        with self._compiling:
+            size = min((size for size in self._sizes if size >= images), default=0)
+            if size > exact:
+                self._in_vain[exact] += size - images
+            if not size or (self._in_vain[exact] >= PAYS and exact not in self._sizes):
+                size, self._sizes[exact] = exact, self._compiled(exact)
+        return size
+
+    def _compiled(self, size: int) -> Any:
+        try:
+            self._graph.reshape([size, *self._pixels])
+        except Exception as error:  # OpenVINO raises RuntimeError and others of its own
+            raise EngineError(f"OpenVINO cannot run this network in batches of {size}: {_reason(error)}") from error
+        return _compiled(self._graph, self._precision, self._streams)
+
+    def _request(self, size: int) -> Any:
+        """Return what runs batches of this size for the calling thread alone."""
+        own: dict[int, Any] = vars(self._requests).setdefault("own", {})
+        if size not in own:
+            own[size] = self._sizes[size].create_infer_request()
+        return own[size]
 
 
 def available() -> bool:
@@ -102,10 +143,16 @@ def _openvino() -> Any:
     return openvino
 
 
-def _compiled(network: kept.Network, precision: str, streams: int) -> Any:
+def _graph(network: kept.Network) -> Any:
     openvino = _openvino()
-    core = openvino.Core()
     weights = openvino.Tensor(np.frombuffer(network.weights, np.uint8)) if network.weights else openvino.Tensor()
+    try:
+        return openvino.Core().read_model(network.graph, weights)
+    except Exception as error:  # OpenVINO raises RuntimeError and others of its own
+        raise EngineError(f"OpenVINO cannot read this network: {_reason(error)}") from error
+
+
+def _compiled(graph: Any, precision: str, streams: int) -> Any:
     settings = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "NUM_STREAMS": streams,
@@ -114,7 +161,7 @@ def _compiled(network: kept.Network, precision: str, streams: int) -> Any:
         "ENABLE_CPU_PINNING": False,
     }
     try:
-        return core.compile_model(core.read_model(network.graph, weights), "CPU", settings)
+        return _openvino().Core().compile_model(graph, "CPU", settings)
     except Exception as error:  # OpenVINO raises RuntimeError and others of its own
         raise EngineError(f"OpenVINO cannot compile this network: {_reason(error)}") from error
 
@@ -131,7 +178,7 @@ def _converted(backbone: Backbone, path: Path | None) -> kept.Network:
     with torch.no_grad(), one_thread():
         expected = network(torch.from_numpy(probe)).numpy()
         converted = _convert(network, probe, backbone.name)
-    rows = _compiled(converted, "float32", 1).create_infer_request().infer({0: probe[:1]})[0]
+    rows = _compiled(_graph(converted), "float32", 1).create_infer_request().infer({0: probe[:1]})[0]
     error, bound = np.linalg.norm(rows - expected[:1]), AGREEMENT * np.linalg.norm(expected[:1])
     if rows.shape != expected[:1].shape or not error <= bound:
         raise EngineError(f"OpenVINO's features of {backbone.name} deviate from torch's.")
