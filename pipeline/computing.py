@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from .backbones import Backbone, Embedder, as_asked, description
 from .backbones.ahead import Ahead
-from .backbones.embedding import available_cores
+from .backbones.embedding import Indices, available_cores
 from .cluster import Cluster, address, connected, require_same, versions
 from .data import Dataset, UnreadableImageError
 from .data.digests import DIGEST_BYTES
@@ -98,7 +98,7 @@ class LocalComputer:
     ):  # fmt: skip
         threads = available_cores() if workers is None else workers
         self._backbone, self._blocks, self._reading = backbone, blocks, Reading(dataset, backbone)
-        self._pixels = Ahead(self._reading, _order(blocks, max(threads, 1)), max(threads - 1, 0))
+        self._pixels = Ahead(self._reading, map(int, chain.from_iterable(blocks)), max(threads - 1, 0))
         with self._pixels:
             self._embedder = Embedder.of(backbone, workers=workers, **running)
         engine = self._embedder.engine
@@ -107,13 +107,24 @@ class LocalComputer:
         self.head_start = self._pixels.seconds / max(threads, 1)
 
     def compute(self, commit: Commit, bar: Any) -> int:
-        def work(number: int) -> int:
-            views = self._backbone.views.count
-            rows, failures = self._embedder.embed(self._blocks[number], self._pixels, bar.update, views)
-            commit(number, rows, failures, self._reading.passing & failures.keys())
-            return len(rows)
+        views, computed = self._backbone.views.count, 0
 
-        return sum(self._embedder.map(work, range(len(self._blocks))))
+        def divided() -> Iterator[list[Indices]]:
+            return (self._embedder.batches(images, views) for images in self._blocks)
+
+        def work(batch: Indices) -> tuple[np.ndarray, dict[int, str]]:
+            return self._embedder.embed(batch, self._pixels, bar.update, views)
+
+        # the workers share each block: few are open at a time, all cores stay busy to the end, and none of them waits
+        # until the disk confirms a block
+        found = self._embedder.map(work, chain.from_iterable(divided()))
+        for number, batches in enumerate(divided()):
+            parts = list(islice(found, len(batches)))
+            rows = np.concatenate([part for part, _ in parts])
+            failures = {index: reason for _, failed in parts for index, reason in failed.items()}
+            commit(number, rows, failures, self._reading.passing & failures.keys())
+            computed += len(rows)
+        return computed
 
 
 class ClusterComputer:
@@ -250,10 +261,3 @@ class Reading:
             raise DataError(f"{self._dataset.paths[index]!r} changed while it was being extracted. Run the same "
                             "command again: what is done is kept.")
         return self._backbone.pixels(content, self._dataset.limits)
-
-
-def _order(blocks: Sequence[np.ndarray], workers: int) -> Iterator[int]:
-    """Yield the images about as the workers, with a block each, will ask for them."""
-    for start in range(0, len(blocks), workers):
-        for images in zip_longest(*blocks[start : start + workers]):
-            yield from (int(image) for image in images if image is not None)

@@ -22,6 +22,7 @@ from ..data import UnreadableImageError
 from .backbone import Backbone
 from .engine import Engine, make_engine
 
+Indices = Sequence[int] | np.ndarray
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -68,7 +69,7 @@ class Embedder:
 
     def embed(
         self,
-        indices: Sequence[int] | np.ndarray,
+        indices: Indices,
         pixels: Callable[[int], np.ndarray],
         done: Callable[[int], object] = lambda n: None,
         views: int = 1,
@@ -99,11 +100,9 @@ class Embedder:
             If the work is being given up.
         """
         rows, failures = [np.empty((0, self.engine.features), self.engine.dtype)], {}
-        images = max(1, self.batch_size // views)
-        for start in range(0, len(indices), images):
-            batch = [int(index) for index in indices[start : start + images]]
+        for batch in self.batches(indices, views):
             found = []
-            for index in batch:
+            for index in map(int, batch):
                 if self._stop.is_set():
                     raise StoppedError
                 try:
@@ -115,6 +114,11 @@ class Embedder:
             done(len(batch))
         every = np.concatenate(rows)
         return (every if views == 1 else every.reshape(-1, views, every.shape[1])), failures
+
+    def batches(self, indices: Indices, views: int = 1) -> list[Indices]:
+        """Divide images into those of a forward pass each (of several, where it does not take all views of one)."""
+        images = max(1, self.batch_size // views)
+        return [indices[start : start + images] for start in range(0, len(indices), images)]
 
     def _forward(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Run (n, H, W, 3) pixels through the engine, in batches."""
