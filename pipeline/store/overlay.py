@@ -12,12 +12,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from .blocks import CheckedReader
 from .file import FeatureCache
 from .finalise import Column
 from .keys import as_keys
 from .ledger import FAILED, Ledger
 
 _REASON_BYTES = 500
+_ROWS_COMPARED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class Overlay:
         good, failed = np.flatnonzero(ledger.state >= 0), np.flatnonzero(ledger.state == FAILED)
         reasons = [ledger.reasons[image] for image in ledger.image[failed].tolist()]
         broken = list(zip([paths[at] for at in failed.tolist()], reasons, strict=True))
+        whole = len(good) == len(paths)
+        chosen = slice(None) if whole else good  # no copies of what may be millions
         return cls(
-            paths=[paths[at] for at in good.tolist()],
-            labels=np.asarray(labels)[good].astype(np.int64),
-            splits=np.asarray(splits)[good],
+            paths=paths if whole else [paths[at] for at in good.tolist()],
+            labels=np.asarray(labels, np.int64)[chosen],
+            splits=np.asarray(splits)[chosen],
             digests=ledger.digests(good),
             classes=tuple(classes),
             skipped=sorted([*skipped, *broken], key=lambda entry: os.fsencode(entry[0])),
@@ -80,7 +84,7 @@ class Overlay:
         rows = len(self.paths)
         return {
             "labels": Column((rows,), np.dtype("<i8"), lambda start, stop: self.labels[start:stop]),
-            "splits": _strings(self.splits.tolist(), str.encode),
+            "splits": _strings(self.splits, str.encode),
             "paths": _strings(self.paths, os.fsencode),
             "digests": Column((rows, 16), np.uint8, lambda start, stop: self.digests[start:stop]),
             "skipped_paths": _strings([path for path, _ in self.skipped], os.fsencode),
@@ -89,7 +93,7 @@ class Overlay:
 
     def counts(self) -> dict[str, Any]:
         """Return the number of rows, distinct images, skipped images and images a split."""
-        splits = dict(Counter(self.splits.tolist()))
+        splits = dict(Counter(map(str, self.splits)))
         distinct = len(np.unique(as_keys(self.digests)))
         return {"rows": len(self.paths), "distinct": distinct, "skipped": len(self.skipped), "splits": splits}
 
@@ -104,14 +108,18 @@ class Overlay:
 
     def describes(self, cache: FeatureCache) -> bool:
         """Tell whether `cache` says exactly this already."""
-        return (
-            (cache.meta["root"], cache.classes) == (self.root, self.classes)
-            and np.array_equal(cache.digests, self.digests)
-            and np.array_equal(cache.labels, self.labels)
-            and cache.splits.tolist() == self.splits.tolist()
-            and cache.paths == list(self.paths)
-            and cache.skipped == [(path, _reason(reason).decode()) for path, reason in self.skipped]
-        )
+        same = (cache.meta["root"], cache.classes) == (self.root, self.classes)
+        return same and all(_holds(cache.reader, name, column) for name, column in self.columns().items())
+
+
+def _holds(reader: CheckedReader, name: str, column: Column) -> bool:
+    """Tell whether a file's dataset is this column, some rows at a time."""
+    dataset, rows = reader.file[name], column.shape[0]
+    return (dataset.shape, dataset.dtype) == (column.shape, column.dtype) and all(
+        np.array_equal(reader.read(name, np.arange(start, stop)), column.rows(start, stop))
+        for start in range(0, rows, _ROWS_COMPARED)
+        for stop in [min(start + _ROWS_COMPARED, rows)]
+    )
 
 
 def _reason(text: str) -> bytes:
@@ -120,7 +128,7 @@ def _reason(text: str) -> bytes:
     return line.encode(errors="backslashreplace")[:_REASON_BYTES].decode(errors="ignore").encode()
 
 
-def _strings(values: Sequence[str], encode: Callable[[str], bytes]) -> Column:
+def _strings(values: Sequence[str] | np.ndarray, encode: Callable[[str], bytes]) -> Column:
     width = max((len(encode(value)) for value in values), default=1) or 1
     dtype = h5py.string_dtype("utf-8", width)
 
