@@ -23,7 +23,7 @@ from .store import Spec
 if TYPE_CHECKING:
     from .heads import Head
 
-CHUNK = 64  # images handed to a worker at once
+FEWEST, MOST = 16, 64  # images handed to a worker at once: few, so that all cores have some, but whole batches
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ class ImageClassifier:
             names = [name_of(image, first + index) for index, image in enumerate(chunk)]
             return list(self._predictions(names, rows, failures))
 
-        for predictions in self._embedders[0].map(classify, _chunks(images)):
+        size = min(MOST, max(FEWEST, self._embedders[0].batch_size))
+        for predictions in self._embedders[0].map(classify, _chunks(images, size)):
             yield from predictions
 
     def _embedded(self, chunk: list[Any], tta: bool) -> tuple[np.ndarray, dict[int, str]]:
@@ -317,8 +318,8 @@ def name_of(image: Any, number: int) -> str:
     return str(image) if isinstance(image, (str, Path)) else str(number)
 
 
-def _chunks(images: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
+def _chunks(images: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
     iterator, first = iter(images), 0
-    while chunk := list(islice(iterator, CHUNK)):
+    while chunk := list(islice(iterator, size)):
         yield first, chunk
         first += len(chunk)
