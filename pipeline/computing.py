@@ -116,8 +116,9 @@ class LocalComputer:
             return self._embedder.embed(batch, self._pixels, bar.update, views)
 
         # the workers share each block: few are open at a time, all cores stay busy to the end, and none of them waits
-        # until the disk confirms a block
-        found = self._embedder.map(work, chain.from_iterable(divided()))
+        # until the disk confirms a block; two blocks a worker may be ahead of an image that is slow to come
+        ahead = 2 * len(self._embedder.batches(self._blocks[0], views))
+        found = self._embedder.map(work, chain.from_iterable(divided()), ahead)
         for number, batches in enumerate(divided()):
             parts = list(islice(found, len(batches)))
             rows = np.concatenate([part for part, _ in parts])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline import FeatureCache
 from pipeline.backbones import resolve
+from pipeline.backbones.ahead import Ahead
 from pipeline.computing import LocalComputer, Reading
 from pipeline.data import Dataset, UnreadableImageError, load_dataset
 from pipeline.errors import DataError
@@ -80,6 +81,25 @@ def test_what_was_computed_before_an_error_is_committed(dataset, tmp_path, monke
             extract_features(dataset, backbone, cache_dir=tmp_path, engine="torch", device="cpu", workers=workers)
     done = extract_features(dataset, backbone, cache_dir=tmp_path, engine="torch", device="cpu", workers=workers)
     assert (done.rows, done.computed) == (IMAGES, IMAGES - 64)
+
+
+def test_an_image_that_is_slow_to_come_holds_up_its_own_worker_alone(dataset, tmp_path, monkeypatch):
+    others, read = [], Reading.__call__
+
+    def slow(self: Reading, index: int) -> np.ndarray:
+        if index:
+            others.append(index)
+        elif threading.current_thread().name.startswith("embed"):
+            deadline = time.monotonic() + 20
+            while len(others) < IMAGES - 8 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(others) >= IMAGES - 8, "the other worker did all other batches meanwhile"
+        return read(self, index)
+
+    monkeypatch.setattr(Reading, "__call__", slow)
+    monkeypatch.setattr(Ahead, "_work", lambda self: None)  # nobody takes the slow one before
+    done = extract_features(dataset, resolve("pixels"), cache_dir=tmp_path, engine="torch", device="cpu", workers=2)
+    assert done.computed == IMAGES
 
 
 def test_workers_go_on_while_a_block_is_being_committed(dataset, slow_reading, tmp_path):

@@ -125,11 +125,11 @@ class Embedder:
         size = self.batch_size
         return [self.engine(pixels[start : start + size]) for start in range(0, len(pixels), size)]
 
-    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], ahead: int = 2) -> Iterator[Result]:
         """Apply `function` to each job on the workers; results come in the order of the jobs.
 
-        Only a few jobs are ahead of the consumer at any time. When one fails, or the consumer stops, the others
-        are given up at their next batch.
+        Only `ahead` jobs a worker are ahead of the consumer at any time. When one fails, or the consumer stops, the
+        others are given up at their next batch.
         """
         if self.workers == 0:
             yield from map(function, jobs)
@@ -140,7 +140,7 @@ class Embedder:
             try:
                 for job in jobs:
                     pending.append(executor.submit(function, job))
-                    if len(pending) > 2 * self.workers:
+                    if len(pending) > ahead * self.workers:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
