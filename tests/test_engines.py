@@ -28,9 +28,9 @@ from pipeline.backbones import (
 )
 from pipeline.backbones import openvino_engine as openvino
 from pipeline.backbones.architecture import Architecture
+from pipeline.backbones.batches import MOST, FittingBatches, batch_that_fits
 from pipeline.backbones.embedding import available_cores
 from pipeline.backbones.engine import Replicas
-from pipeline.backbones.memory import MOST, FittingBatches, batch_that_fits
 from pipeline.backbones.weights import Weights
 from pipeline.data import Transform
 from pipeline.errors import EngineError, PipelineError, UnknownNameError

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import EngineError
 from .backbone import Backbone
-from .memory import filled
+from .batches import filled
 from .torch_engine import TorchEngine
 from .weights import one_line
 

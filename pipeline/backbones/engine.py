@@ -17,7 +17,7 @@ from ..errors import EngineError, PipelineError, UnknownNameError
 from ..libraries import installed
 from . import openvino_engine
 from .backbone import Backbone
-from .memory import CPU_BATCH
+from .batches import CPU_BATCH
 
 if TYPE_CHECKING:
     from .torch_engine import TorchEngine
@@ -93,19 +93,20 @@ def make_engine(
         nvjpeg.require()
     if engine == "openvino" and device not in ("auto", "cpu"):
         raise PipelineError(f"OpenVINO runs on the CPU here, not on {device!r}: use --device cpu, or --engine torch.")
+    size = batch_size or CPU_BATCH
     expected = openvino_engine.available() and backbone.precision in openvino_engine.PRECISIONS and _on_cpu(device)
     if backbone.quantisation:
         if engine not in ("auto", "openvino") or device not in ("auto", "cpu"):
             raise PipelineError(f"An int8 network runs on OpenVINO and the CPU, not on engine {engine!r} and device "
                                 f"{device!r}: leave --engine and --device out.")
-        return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir, batch_size or CPU_BATCH)
+        return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir, size)
     try:
         if engine == "openvino" or (engine == "auto" and expected):
-            return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir, batch_size or CPU_BATCH)
+            return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir, size)
         if engine == "compile":
             from .compiled_engine import CompiledEngine
 
-            return CompiledEngine(backbone, device, batch_size or CPU_BATCH)
+            return CompiledEngine(backbone, device, size)
     except EngineError as error:
         instead = f"Using torch as it is: {error}"
         made = _torch_engine(backbone, device)

@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch import fx, nn
 
+from .batches import CPU_BATCH
 from .efficientnet_lite import SameConv2d
-from .memory import CPU_BATCH
 from .prepare import PreparedNetwork, Tracer
 
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {

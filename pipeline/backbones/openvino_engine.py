@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import EngineError
 from . import kept
 from .backbone import Backbone
-from .memory import CPU_BATCH, filled
+from .batches import CPU_BATCH, filled
 from .quantised import quantisation, quantised
 from .torch_engine import one_thread
 
@@ -78,7 +78,7 @@ class OpenVINOEngine:
         self._compiling, self._requests = threading.Lock(), threading.local()
         self._in_vain = Counter[int]()
         first = min(batch_size, CPU_BATCH)
-        self._sizes = {first: self._compiled(first)}
+        self._sizes = {first: self._compiled_for(first)}
         self.batch_size = batch_size
         self.features = self._sizes[first].output(0).shape[1]
         self.notes: list[str] = []
@@ -101,10 +101,10 @@ class OpenVINOEngine:
             if size > exact:
                 self._in_vain[exact] += size - images
             if not size or (self._in_vain[exact] >= PAYS and exact not in self._sizes):
-                size, self._sizes[exact] = exact, self._compiled(exact)
+                size, self._sizes[exact] = exact, self._compiled_for(exact)
         return size
 
-    def _compiled(self, size: int) -> Any:
+    def _compiled_for(self, size: int) -> Any:
         try:
             self._graph.reshape([size, *self._pixels])
         except Exception as error:  # OpenVINO raises RuntimeError and others of its own

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import PipelineError, UnknownNameError
 from .allocator import keep_freed_memory
 from .backbone import Backbone
-from .memory import CPU_BATCH, FittingBatches, batch_for
+from .batches import CPU_BATCH, FittingBatches, batch_for
 
 if TYPE_CHECKING:
     import torch

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ class Overlay:
         rows = len(digests)
         return cls([""] * rows, np.full(rows, -1), np.full(rows, "none"), digests, (), [], "")
 
+    @cached_property
     def columns(self) -> dict[str, Column]:
-        """Return every dataset of the file but the features and `meta`."""
+        """Every dataset of the file but the features and `meta`."""
         rows = len(self.paths)
         return {
             "labels": Column((rows,), np.dtype("<i8"), lambda start, stop: self.labels[start:stop]),
@@ -109,17 +111,19 @@ class Overlay:
     def describes(self, cache: FeatureCache) -> bool:
         """Tell whether `cache` says exactly this already."""
         same = (cache.meta["root"], cache.classes) == (self.root, self.classes)
-        return same and all(_holds(cache.reader, name, column) for name, column in self.columns().items())
+        return same and all(_holds(cache.reader, name, column) for name, column in self.columns.items())
 
 
 def _holds(reader: CheckedReader, name: str, column: Column) -> bool:
     """Tell whether a file's dataset is this column, some rows at a time."""
     dataset, rows = reader.file[name], column.shape[0]
-    return (dataset.shape, dataset.dtype) == (column.shape, column.dtype) and all(
-        np.array_equal(reader.read(name, np.arange(start, stop)), column.rows(start, stop))
-        for start in range(0, rows, _ROWS_COMPARED)
-        for stop in [min(start + _ROWS_COMPARED, rows)]
-    )
+    if (dataset.shape, dataset.dtype) != (column.shape, column.dtype):
+        return False
+    for start in range(0, rows, _ROWS_COMPARED):
+        stop = min(start + _ROWS_COMPARED, rows)
+        if not np.array_equal(reader.read(name, np.arange(start, stop)), column.rows(start, stop)):
+            return False
+    return True
 
 
 def _reason(text: str) -> bytes:

@@ -124,7 +124,7 @@ class Publisher:
         }
         self.disk.publish(
             path,
-            fill=lambda file: write_hdf5(file, {**rows, **overlay.columns()}, meta, done),
+            fill=lambda file: write_hdf5(file, {**rows, **overlay.columns}, meta, done),
             check=lambda written: _prove(written, self.spec, done),
         )
 
