@@ -20,6 +20,7 @@ from .store import FeatureCache
 
 if TYPE_CHECKING:
     from .heads import Head
+    from .heads.sweep import SweepResult
 
 HELD_OUT = ("test", "val")  # what a figure is taken on: the first of these that there is
 CHUNK = 8192  # rows read at a time
@@ -39,7 +40,7 @@ class Sweep:
     metric : str
         ``accuracy``, ``balanced_accuracy``, ``macro_f1`` or ``log_loss``.
     one_standard_error : bool
-        Take the simplest candidate within one standard error of the best.
+        Of the candidates within one standard error of the best take the simplest, not the one of least log loss.
     """
 
     grid: Mapping[str, Sequence[Any]] | None = None
@@ -66,10 +67,14 @@ class FittedHead:
         Those that were given or chosen.
     seconds : float
         The search for settings included.
-    selection : {'val', 'cv', 'last'}
-        How settings, or the epoch, were chosen. A figure on val is optimistic after `val`.
+    selection : {'val', 'cv', 'last', 'none'}
+        How settings, or the epoch, were chosen. A figure on val is optimistic after `val`; `none` is that of a head
+        without epochs whose settings were given, or its defaults.
     candidates : list of dict
         What a sweep tried, a row a candidate.
+    choice : dict
+        What a sweep chose, or the head itself, see `SweepResult` and `Head.choice_`, with a `sentence`; empty where
+        nothing was chosen.
     repeats : dict
         Of each split, `accuracies` over several seeds with their `mean` and `sd`; empty for one seed.
     calibration : dict
@@ -88,6 +93,7 @@ class FittedHead:
     seconds: float
     selection: str
     candidates: list[dict[str, Any]] = field(default_factory=list)
+    choice: dict[str, Any] = field(default_factory=dict)
     repeats: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     streamed: bool = False
@@ -145,19 +151,40 @@ def fit_head(
     chosen = dict(settings)
     if sweep is None:
         fitted = _fit(cache, name, X, y, settings, seed)
-        selection = getattr(fitted, "selection_", "last")
+        selection, choice = getattr(fitted, "selection_", "none"), getattr(fitted, "choice_", {})
     else:
-        fitted, selection, candidates, best = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs,
-                                                     scheduler, progress)
-        chosen |= best
+        result = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, scheduler, progress)
+        fitted, selection, candidates, choice = result.head, result.selection, result.rows, result.choice
+    chosen |= choice.get("settings", {})
     heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
     spread = _spread(cache, heads, tta)
     seconds = (time.perf_counter() - begin) / max(1, repeats if sweep is None else 1)
     gain = {}
     if cache.views > 1:
         gain = gain_of_views(cache, _fit(cache, name, X[:, 0], y, chosen, seed), fitted)
-    return FittedHead(name, fitted, {**chosen, "seed": seed}, seconds, selection, candidates, spread, tta=tta,
-                      views=gain)
+    return FittedHead(name, fitted, {**chosen, "seed": seed}, seconds, selection, candidates, said(choice), spread,
+                      tta=tta, views=gain)
+
+
+def said(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a choice with a `sentence` that tells it; {} of {}."""
+    if not choice:
+        return {}
+    settings = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                         for name, value in choice["settings"].items())
+    of, metric = f"of {choice['candidates']} candidates", choice["metric"].replace("_", " ")
+    where = "on val" if choice["on"] == "val" else f"in {choice['folds']}-fold cross-validation on train"
+    if choice["rule"] == "best":
+        how = f"the least {metric} {of}, each training image left out in turn"
+    elif choice["rule"] == "strongest":
+        how = (f"the strongest penalty {of} whose {metric}, on {choice['n']:,} training images left out, is within one "
+               "standard error of the best")
+    else:
+        taken = "the simplest" if choice["rule"] == "simplest" else "the least log loss"
+        without = choice["without_figures"]
+        how = (f"{taken} of the {choice['in_reach']} {of[3:]} within one standard error of the best {metric}, {where}"
+               + (f"; {without} without figures, because their optimum was not reached" if without else ""))
+    return {**choice, "sentence": f"{settings}: {how}"}
 
 
 def training_rows(cache: FeatureCache) -> tuple[np.ndarray, np.ndarray]:
@@ -202,9 +229,10 @@ def _streamed(
     held_out = (_rows(cache, val, done), cache.labels[val]) if HEADS[name].needs_torch and len(val) else ()
     heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, train, done), y, *held_out)
              for more in range(repeats)]
-    selection = getattr(heads[0], "selection_", "last")
-    return FittedHead(name, heads[0], {**settings, "seed": seed}, 0.0, selection, repeats=_spread(cache, heads, False),
-                      streamed=True)
+    selection, choice = getattr(heads[0], "selection_", "none"), getattr(heads[0], "choice_", {})
+    chosen = {**settings, **choice.get("settings", {}), "seed": seed}
+    return FittedHead(name, heads[0], chosen, 0.0, selection, choice=said(choice),
+                      repeats=_spread(cache, heads, False), streamed=True)
 
 
 def _rows(cache: FeatureCache, rows: np.ndarray, done: Callable[[int], object]) -> Any:
@@ -239,18 +267,17 @@ def _fit(cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, settings:
 def _swept(
     cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, settings: Mapping[str, Any], seed: int, sweep: Sweep,
     folder: Path | None, jobs: int, scheduler: str | None, progress: Progress,
-) -> tuple[Head, str, list[dict[str, Any]], dict[str, Any]]:  # fmt: skip
+) -> SweepResult:  # fmt: skip
     from .heads import sweep_head
 
     X_val, y_val = cache.split("val") if sweep.on == "val" else (None, None)
     if y_val is not None and not len(y_val):
         raise CacheError(f"{cache.path} has no labelled val images to choose settings on. Choose by cross-validation.")
-    result = sweep_head(
+    return sweep_head(
         name, X, y, X_val=X_val, y_val=y_val, grid=sweep.grid, fixed=settings, folds=sweep.folds, seed=seed,
         metric=sweep.metric, one_standard_error=sweep.one_standard_error, folder=folder, n_jobs=jobs,
         scheduler=scheduler, progress=progress,
     )  # fmt: skip
-    return result.head, result.selection, result.rows, result.settings
 
 
 def gain_of_views(cache: FeatureCache, plain: Head, trained: Head) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         **({"views": fitted.views} if fitted.views else {}),
         **({"joined": list(cache.parts)} if cache.parts else {}),
         **({"notes": list(cache.notes)} if cache.notes else {}),
+        **({"choice": fitted.choice} if fitted.choice else {}),
         **({"repeats": fitted.repeats} if fitted.repeats else {}),
         **({"calibration": held_out_figures(cache, fitted, splits, labels, scores)} if fitted.calibration else {}),
     }

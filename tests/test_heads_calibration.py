@@ -55,7 +55,8 @@ def test_rows_that_are_all_right_do_not_make_the_next_one_certain(n):
 @pytest.mark.parametrize("with_val", [True, False])
 def test_calibrated_head_keeps_its_labels_and_loses_less_on_unseen_rows(digits, name, with_val):
     X, y = digits
-    head = make_head(name).fit(X[:600], y[:600])
+    settings = {"smoothing": 1e-9} if name == "gaussian-nb" else {}  # which is far too sure of itself
+    head = make_head(name, **settings).fit(X[:600], y[:600])
     before, labels = evaluate(y[1000:], head.predict_proba(X[1000:])), head.predict(X[1000:])
     held_out = {"X_val": X[600:1000], "y_val": y[600:1000]} if with_val else {}
     report = calibrate(head, X[:600], y[:600], **held_out)

@@ -101,6 +101,8 @@ def train_head(options: argparse.Namespace) -> None:
     print_runs(ranked([run.metrics for run in runs]), options)
     print_notes(dict.fromkeys(note for run in runs for note in run.metrics.get("notes", ())))
     for run in () if options.json else runs:
+        if run.metrics.get("choice"):
+            print(f"{run.metrics['head']}: {run.metrics['choice']['sentence']}")
         if run.metrics.get("views"):
             print(f"{run.metrics['head']}: {run.metrics['views']['sentence']}")
         for split, spread in run.metrics.get("repeats", {}).items():

@@ -18,6 +18,7 @@ from .threads import one_thread
 if TYPE_CHECKING:
     from .familiarity import Familiarity
 
+OF_ONE_FIT = {"set_threshold_", "familiarity_", "choice_", "selection_", "converged_"}  # that not every fit sets
 ClassWeight = str | dict[Any, float] | None
 
 
@@ -42,6 +43,14 @@ class Head(Classifier):
         Labels of this probability or more are possible, see `calibrate`. Only of a calibrated head.
     familiarity_ : Familiarity
         What its training rows look like. Likewise.
+    selection_ : {'val', 'cv', 'last'}
+        How its epoch, or a setting, was chosen in training. Only of a head that chose.
+    choice_ : dict
+        The `settings` that training chose among how many `candidates`, by which `metric` and `rule` ('best', or
+        'strongest' of those near the best). Likewise.
+    converged_ : bool
+        Whether what training looks for was found; otherwise the head's figures mean nothing. Only of a head that may
+        fail to.
     views_ : int
         V, the views of each training image; the V rows of an image are neighbours in what `_fit` is given.
     """
@@ -84,18 +93,21 @@ class Head(Classifier):
             warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             X, codes = self._checked_training(X, y)
             validation = self._checked_validation(X_val, y_val)
-            for name in {"set_threshold_", "familiarity_"} & vars(self).keys():  # of an earlier fit
+            for name in OF_ONE_FIT & vars(self).keys():  # of an earlier fit
                 delattr(self, name)
             self.scaler_ = fit_scaler(self.scaling, X)
             self.temperature_ = 1.0
             self._fit(self._scaled(X), codes, validation)
         return self
 
-    def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
-        """Yield this head fitted with each of the settings in turn.
+    def paths(self, settings: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Return which of the settings `fit_path` shares work between, as groups of neighbouring positions."""
+        return [[position] for position in range(len(settings))]
 
-        A head that can shares work between them, and stops where what is left could hardly change a choice among
-        them; this one starts anew each time.
+    def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
+        """Yield this head fitted with each of the settings in turn; `converged_` tells whether it could be.
+
+        A head that can shares work between them; this one starts anew each time.
 
         Parameters
         ----------
@@ -106,6 +118,29 @@ class Head(Classifier):
         """
         for one in settings:
             yield self.unfitted(**one).fit(X, y)
+
+    def fits_folds_together(self, X: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]],
+                            settings: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether `fit_folds` shares the work of all folds of a cross-validation; only some heads can."""
+        return False
+
+    def fit_folds(
+        self, X: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]],
+        settings: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[int]],
+    ) -> Iterator[tuple[int, int, Head]]:  # fmt: skip
+        """Yield (fold, position, head): this head fitted on a fold's training rows with one of the settings.
+
+        Parameters
+        ----------
+        X, y
+            All rows, as for `fit`.
+        folds : sequence of (train, test) index arrays
+        settings : sequence of mappings
+            One of the groups of `paths`.
+        wanted : sequence of sequence of int
+            Positions in `settings`, for each fold.
+        """
+        raise NotImplementedError
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the (N, K) float64 class probabilities of (N, D) features; columns follow `classes_`."""

@@ -25,7 +25,7 @@ class NearestCentroidHead(LinearModel):
 
     streams = threads = True
 
-    def __init__(self, scaling: str = "standardize"):
+    def __init__(self, scaling: str = "none"):
         self.scaling = scaling
 
     def _fit(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, validation: object) -> None:
@@ -72,7 +72,7 @@ class LDAHead(LinearModel):
 
     streams = squares = threads = True
 
-    def __init__(self, shrinkage: str | float = "auto", scaling: str = "standardize",
+    def __init__(self, shrinkage: str | float = 0.5, scaling: str = "none",
                  class_weight: str | None = None):
         self.shrinkage = shrinkage
         self.scaling = scaling
@@ -131,7 +131,7 @@ class GaussianNBHead(Head):
 
     streams = threads = True
 
-    def __init__(self, smoothing: float = 1e-9, scaling: str = "standardize", class_weight: str | None = None):
+    def __init__(self, smoothing: float = 0.1, scaling: str = "standardize", class_weight: str | None = None):
         self.smoothing = smoothing
         self.scaling = scaling
         self.class_weight = class_weight

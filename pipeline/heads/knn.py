@@ -39,7 +39,7 @@ class KNNHead(Head):
 
     threads = True
 
-    def __init__(self, k: int = 10, metric: str = "cosine", votes: str = "exp", T: float = 0.07,
+    def __init__(self, k: int = 20, metric: str = "cosine", votes: str = "exp", T: float = 0.07,
                  scaling: str = "standardize"):
         self.k = k
         self.metric = metric

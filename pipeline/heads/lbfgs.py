@@ -1,97 +1,121 @@
-"""L-BFGS for one smooth convex function or many side by side, in numpy alone.
-
-scipy's takes longer to import than a head on ten thousand rows takes to solve, and walks for one function at a time.
-"""
+"""L-BFGS for a smooth convex function, in numpy alone: scipy's takes longer to import than a small head to solve."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 SHORTEST = 1e-3  # step below which rounding alone decides
 
-Values = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Pair = tuple[np.ndarray, np.ndarray]
+"""A step, and how much the gradient changed along it."""
 
 
-def minimize_together(values: Values, start: np.ndarray, tolerance: float, max_iter: int, memory: int,
-                      rounding: float, worst: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Minimize A convex functions side by side by L-BFGS; one that is done, or goes wrong, does not hold up others.
+@dataclass
+class Minimum:
+    """Where L-BFGS ended.
+
+    Attributes
+    ----------
+    place : array
+    value : float
+    iterations : int
+        Steps taken or tried.
+    reached : bool
+        Whether the gradient became small enough; False after `max_iter`, or where rounding left no way down.
+    pairs : deque of Pair
+        The last steps, with which a similar function's minimization may begin.
+    """
+
+    place: np.ndarray
+    value: float
+    iterations: int
+    reached: bool
+    pairs: deque[Pair] = field(repr=False)
+
+
+def minimize(values: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, **how: Any) -> Minimum:
+    """Minimize a convex function, from places to values and gradients; see `minimizing`."""
+    walk = minimizing(start, **how)
+    try:
+        place = next(walk)
+        while True:
+            place = walk.send(values(place))
+    except StopIteration as end:
+        return end.value
+
+
+def minimizing(
+    start: np.ndarray, *, tolerance: float, max_iter: int, memory: int, rounding: float,
+    inverse: np.ndarray | None = None, worst: float = np.inf, pairs: deque[Pair] | None = None,
+) -> Generator[np.ndarray, tuple[float, np.ndarray], Minimum]:  # fmt: skip
+    """Minimize a convex function whose values are above 0, and which somebody else computes.
+
+    Yields places and takes the value and the gradient there, so that several functions can be computed together.
 
     Parameters
     ----------
-    values : callable
-        From places (B, P) and which functions (B,) they belong to, to values (B,) above 0 and gradients (B, P).
-    start : (A, P) array
-        Overwritten.
+    start : array
     tolerance : float
-        A function is done when its squared gradient is at most this share of its value, and of what it has gained.
+        The minimum is reached when the squared gradient, in the metric of `inverse`, is at most this share of the
+        value, and of what was gained over `worst`. It is about twice what there still is to gain.
     max_iter : int
     memory : int
-        Pairs of steps and changes of gradient that are kept.
+        Pairs that are kept.
     rounding : float
         What share of a value may be rounding error, and so does not count as going uphill.
-    worst : float, optional
-        The value from which gains are counted; by default each function's own at the start.
-
-    Returns
-    -------
-    (A, P) array, (A,) array
-        Places, and steps taken or tried.
+    inverse : array, optional
+        Diagonal estimate of the inverse second derivatives, of the shape of `start`; by default ones.
+    worst : float
+        The value from which gains are counted.
+    pairs : deque of Pair, optional
+        Of a similar function, to begin with.
     """
-    x, active = start, np.arange(len(start))
-    f, g = values(x, active)
-    first = f.copy() if worst is None else worst
-    direction, length, scale = -g, np.ones(len(x)), np.ones(len(x))
-    pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=memory)
-    iterations = np.zeros(len(x), int)
-    while (active := active[(_dots(g, g) > tolerance * np.minimum(f, first - f))[active] & (length[active] > SHORTEST)
-                            & (iterations[active] < max_iter)]).size:
-        iterations[active] += 1
-        step = length[active, None].astype(x.dtype) * direction[active]
-        new_f, new_g = values(x[active] + step, active)
-        enough = f[active] + 1e-4 * _dots(step, g[active]) + rounding * f[active]
-        better = new_f <= enough
-        went = active[better]
-        length[active] = np.where(better, 1.0, 0.4 * length[active])
-        if not went.size:
+    x = start
+    f, g = yield x
+    scale = np.ones_like(x) if inverse is None else inverse
+    pairs = deque(pairs or (), maxlen=memory)
+    length, iterations = 1.0, 0
+    direction = _downhill(g, pairs, scale)
+    while _dot(g, scale * g) > tolerance * max(min(f, worst - f), 0.0):
+        if iterations == max_iter or length <= SHORTEST:
+            return Minimum(x, f, iterations, False, pairs)
+        iterations += 1
+        step = length * direction
+        new_f, new_g = yield x + step
+        if not new_f <= f + 1e-4 * _dot(step, g) + rounding * f:
+            length *= 0.4
             continue
-        change = new_g[better] - g[went]
-        pairs.append(_pair(x, went, step[better], change, scale))
-        x[went] += step[better]
-        f[went], g[went] = new_f[better], new_g[better]
-        direction[went] = _downhill(g[went], pairs, scale[went], went)
-    return x, iterations
+        change = new_g - g
+        if _dot(step, change) > 1e-7 * np.sqrt(_dot(change, change) * _dot(step, step)):
+            pairs.append((step, change))
+        x, f, g, length = x + step, new_f, new_g, 1.0
+        direction = _downhill(g, pairs, scale)
+    return Minimum(x, f, iterations, True, pairs)
 
 
-def _pair(x: np.ndarray, went: np.ndarray, step: np.ndarray, change: np.ndarray,
-          scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what L-BFGS keeps of a round, nothing (all zero) of functions that made no step; update their scale."""
-    steps, changes, rates = np.zeros_like(x), np.zeros_like(x), np.zeros(len(x))
-    curvature, square = _dots(step, change), _dots(change, change)
-    sound = curvature > 1e-7 * np.sqrt(square * _dots(step, step))
-    kept = went[sound]
-    steps[kept], changes[kept] = step[sound], change[sound]
-    rates[kept] = 1 / curvature[sound]
-    scale[kept] = curvature[sound] / square[sound]
-    return steps, changes, rates
-
-
-def _downhill(g: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, np.ndarray]], scale: np.ndarray,
-              which: np.ndarray) -> np.ndarray:
-    """Return the direction that L-BFGS takes from gradients (B, P) of the functions `which`."""
+def _downhill(g: np.ndarray, pairs: deque[Pair], inverse: np.ndarray) -> np.ndarray:
+    """Return the direction that L-BFGS takes from a gradient: the two loops of Nocedal, "Updating quasi-Newton
+    matrices with limited storage", 1980."""
     way, shares = -g, []
-    for steps, changes, rates in reversed(pairs):
-        share = rates[which] * _dots(steps[which], way)
-        way -= share[:, None].astype(way.dtype) * changes[which]
+    for step, change in reversed(pairs):
+        share = _dot(step, way) / _dot(step, change)
+        way -= way.dtype.type(share) * change
         shares.append(share)
-    way *= scale[:, None].astype(way.dtype)
-    for (steps, changes, rates), share in zip(pairs, reversed(shares), strict=True):
-        back = share - rates[which] * _dots(changes[which], way)
-        way += back[:, None].astype(way.dtype) * steps[which]
+    factor = 1.0
+    if pairs:
+        step, change = pairs[-1]
+        factor = _dot(step, change) / _dot(change, inverse * change)
+    way *= way.dtype.type(factor) * inverse
+    for (step, change), share in zip(pairs, reversed(shares), strict=True):
+        back = share - _dot(change, way) / _dot(step, change)
+        way += way.dtype.type(back) * step
     return way
 
 
-def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum("ap,ap->a", a, b).astype(np.float64)
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.vdot(a, b))

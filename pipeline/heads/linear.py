@@ -12,8 +12,8 @@ from .base import ClassWeight, LinearModel
 class LinearHead(LinearModel):
     """A linear layer with cross-entropy, trained by epochs.
 
-    The defaults are the tutorial's (SGD with momentum 0.9, rate 0.001 times 0.1 every 7 epochs, 25 epochs, the best
-    epoch on the validation rows kept) but for batches of 32, not 4, standardised features, and a start at zero.
+    The defaults are the tutorial's (SGD with momentum 0.9, rate 0.001, 25 epochs, the best epoch on the validation
+    rows kept) but for batches of 32, not 4, a rate that follows a cosine, standardised features, and a start at zero.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class LinearHead(LinearModel):
 
     def __init__(self, scaling: str = "standardize", optimizer: str = "sgd", lr: float | None = None,
                  momentum: float = 0.9, weight_decay: float = 0.0, label_smoothing: float = 0.0,
-                 schedule: str = "step", step_size: int = 7, gamma: float = 0.1, epochs: int = 25,
+                 schedule: str = "cosine", step_size: int = 7, gamma: float = 0.1, epochs: int = 25,
                  batch_size: int = 32, class_weight: ClassWeight = None, resample: bool = False, seed: int = 0,
                  device: str = "cpu"):
         self.scaling = scaling

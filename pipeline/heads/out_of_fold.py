@@ -9,6 +9,18 @@ import numpy as np
 FOLDS = 3
 
 
+def fold_numbers(codes: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
+    """Return each row's fold, (N,) int: stratified, in random order; -1 for the only row of its class, which is
+    never left out. Importing scikit-learn for this would take longer than most fits."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    numbers = np.empty(len(codes), int)
+    numbers[order] = np.arange(len(codes)) % folds
+    numbers[np.bincount(codes)[codes] == 1] = -1
+    return numbers
+
+
 def stratified_folds(
     codes: np.ndarray, seed: int = 0, folds: int = FOLDS, views: int = 1
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -25,15 +37,13 @@ def stratified_folds(
     list of (train, test) index arrays
         Fewer folds where a class has fewer rows; none where a class has a single row.
     """
-    from sklearn.model_selection import StratifiedKFold
-
     images = codes[::views]
     fewest = int(np.bincount(images).min())
     if fewest < 2:
         return []
-    splitter, rows = StratifiedKFold(min(folds, fewest), shuffle=True, random_state=seed), np.arange(len(codes))
-    by_image = rows.reshape(-1, views)
-    return [(by_image[train].ravel(), by_image[test].ravel()) for train, test in splitter.split(images, images)]
+    folds = min(folds, fewest)
+    numbers = np.repeat(fold_numbers(images, folds, seed), views)
+    return [(np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)) for fold in range(folds)]
 
 
 def out_of_fold_scores(score: Callable[[np.ndarray, np.ndarray], np.ndarray], codes: np.ndarray,

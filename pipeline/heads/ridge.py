@@ -39,7 +39,7 @@ class RidgeHead(LinearModel):
 
     streams = squares = threads = True
 
-    def __init__(self, alpha: float | str | tuple[float, ...] = "loo", scaling: str = "standardize",
+    def __init__(self, alpha: float | str | tuple[float, ...] = "loo", scaling: str = "none",
                  class_weight: ClassWeight = None):
         self.alpha = alpha
         self.scaling = scaling
@@ -60,6 +60,10 @@ class RidgeHead(LinearModel):
             best = self._chosen(problem, problem.left_out_images(self.alphas_, self.views_))
             left = np.concatenate(list(problem.left_out_images(self.alphas_[[best]], self.views_)))[used]
         self.alpha_ = float(self.alphas_[best])
+        if len(self.alphas_) > 1:
+            self.selection_ = "cv"
+            self.choice_ = {"settings": {"alpha": self.alpha_}, "candidates": len(self.alphas_), "rule": "best",
+                            "metric": "squared_error", "on": "cv", "folds": len(codes) // self.views_}
         self.temperature_ = fit_temperature(left[:, 0], codes[used])
         self._keep(*problem.solve(self.alpha_))
 

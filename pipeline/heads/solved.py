@@ -4,41 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from .base import ClassWeight, Head, LinearModel
-from .lockstep import Lockstep
+from .errors import HeadError
+from .fold_paths import Fold, FoldPaths
 from .losses import CROSS_ENTROPY, SQUARED_HINGE, Loss
 from .out_of_fold import stratified_folds
+from .penalty_choice import choose_penalty
+from .penalty_path import walk
 from .rows import StreamedRows
 from .scaling import fit_scaler
-from .solver import LinearProblem, chosen_C
+from .solver import LinearProblem, State
 from .temperature import fit_temperature
-from .threads import one_thread
-
-Fitted = tuple[np.ndarray, np.ndarray, int, float]
-"""Coefficients (K, D), intercepts (K,), iterations taken, temperature."""
+from .threads import SMALL, one_thread
 
 
 class SolvedHead(LinearModel):
-    """Base of heads that `LinearProblem` solves; a sweep's penalties are solved together, by `Lockstep`.
+    """Base of heads that `LinearProblem` solves; a sweep's penalties are solved along one path, see
+    `penalty_path`.
 
     Attributes
     ----------
     coef_, intercept_ : (K, D) and (K,) float64 arrays
         For raw features, one row a class, also with two classes.
+    C_ : float
+        The inverse penalty used.
+    choice_ : dict
+        How it was chosen where `C` is 'auto', with the `penalties` tried and the `log_loss` of each, see
+        `choose_penalty`.
     n_iter_ : int
         Iterations taken.
+    converged_ : bool
+        Whether the optimum was reached.
     """
 
     loss: Loss
-    auto: float  # what C = 'auto' stands for, times the mean squared length of a row
     squares = threads = True
     calibrated: bool  # whether scores need a temperature from left-out rows
 
-    def __init__(self, C: float | str = "auto", scaling: str = "standardize", class_weight: ClassWeight = None,
+    def __init__(self, C: float | str = "auto", scaling: str = "none", class_weight: ClassWeight = None,
                  max_iter: int = 3000, seed: int = 0):
         self.C = C
         self.scaling = scaling
@@ -46,29 +54,104 @@ class SolvedHead(LinearModel):
         self.max_iter = max_iter
         self.seed = seed
 
+    def paths(self, settings: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Return groups of settings that differ in `C` alone."""
+        return [[position for position, _ in group] for _, group in
+                groupby(enumerate(settings), key=lambda pair: _without_penalty(pair[1]))]
+
     def fit_path(self, X: Any, y: Any, settings: Sequence[Mapping[str, Any]]) -> Iterator[Head]:
-        """Yield this head fitted with each of the settings in turn, see `Head.fit_path`; penalties in lockstep."""
-        together = all(set(one) == {"C"} and not isinstance(one["C"], str) and one["C"] > 0 for one in settings)
-        if not together or isinstance(X, StreamedRows):
+        """Yield this head fitted with each of the settings in turn, see `Head.fit_path`.
+
+        Neighbouring settings that differ in a number `C` alone share a path.
+        """
+        if isinstance(X, StreamedRows) or not all(_is_penalty(one.get("C")) for one in settings):
             yield from super().fit_path(X, y, settings)
             return
+        for rest, group in groupby(settings, key=_without_penalty):
+            yield from self._path(X, y, rest, [float(one["C"]) for one in group])
+
+    def _path(self, X: Any, y: Any, rest: Mapping[str, Any], Cs: list[float]) -> Iterator[Head]:
         with one_thread(X):
-            head = self.unfitted()
+            head = self.unfitted(**rest)
             X, codes = head._checked_training(X, y)
             head.scaler_ = fit_scaler(head.scaling, X)
             work = _Work(head, head._scaled(X), codes)
-        found = work.path([float(one["C"]) for one in settings], self.max_iter)
-        for one in settings:
+        ascending = sorted(Cs)
+        solved, found = zip(ascending, work.path(ascending, self.max_iter), strict=True), dict[float, _Fitted]()
+        for C in Cs:
             with one_thread(X):
-                yield copy(head).set_params(**one)._take(*next(found))
+                while C not in found:
+                    found.update([next(solved)])
+                yield copy(head).set_params(C=C)._take(C, *(found[C] if C in Cs[1:] else found.pop(C)))
+
+    def fits_folds_together(self, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold],
+                            settings: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether `fit_folds` takes these: rows so many that walking over them is what takes the time."""
+        scalings = {one.get("scaling", self.scaling) for one in settings}
+        rows = len(y) * (X.shape[1] if X.ndim == 3 else 1)
+        return (not self.calibrated and scalings <= {"none", "standardize", "l2"} and rows * X.shape[-1] > SMALL
+                and rows >= X.shape[-1] and all(_is_penalty(one.get("C")) for one in settings)
+                and all(len(np.unique(y[train])) == len(np.unique(y)) for train, _ in folds))
+
+    def fit_folds(
+        self, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold], settings: Sequence[Mapping[str, Any]],
+        wanted: Sequence[Sequence[int]],
+    ) -> Iterator[tuple[int, int, Head]]:  # fmt: skip
+        """Yield this head fitted on the folds, see `Head.fit_folds`; their penalties are walked side by side."""
+        heads, weights, scalers = [], [], []
+        for train, _ in folds:
+            head = self.unfitted(**_without_penalty(settings[0]))
+            own, codes = head._checked_training(X[train], y[train])
+            head.scaler_ = fit_scaler(head.scaling, own)
+            heads.append(head)
+            scalers.append(head.scaler_)
+            weights.append(np.zeros(len(y) * head.views_))
+            weights[-1].reshape(len(y), -1)[train] = (head._class_weights(codes)[codes] / head.views_).reshape(
+                len(train), -1)
+        whole, codes = self.unfitted()._checked_training(X, y)
+        paths = FoldPaths(whole, codes, np.stack(weights), scalers, len(heads[0].classes_), self.loss)
+        order = [sorted(own, key=lambda position: settings[position]["C"]) for own in wanted]
+        positions = [iter(own) for own in order]
+        Cs = [[float(settings[position]["C"]) for position in own] for own in order]
+        for fold, found in paths.walk(Cs, self.max_iter):
+            position = next(positions[fold])
+            head = copy(heads[fold]).set_params(**settings[position])
+            C = float(settings[position]["C"])
+            yield fold, position, head._take(C, found.coef, found.intercept, found.iterations, found.reached, 1.0)
 
     def _fit(self, Z: Any, codes: np.ndarray, validation: object) -> None:
-        self._take(*_Work(self, Z, codes).solve(chosen_C(self.C, Z, self.auto), self.max_iter))
+        work, C, start = _Work(self, Z, codes), self.C, None
+        if isinstance(C, str) and C == "auto":
+            found, start = choose_penalty(Z, codes, work.weights, self.loss, views=self.views_, seed=self.seed,
+                                          softened=self.calibrated)
+            C = found.pop("C")
+            if found["n"]:
+                self.choice_ = {"settings": {"C": C}, "candidates": len(found["penalties"]), "metric": "log_loss",
+                                "rule": "strongest", "on": "cv", **found}
+                self.selection_ = "cv"
+        elif not _is_penalty(C):
+            raise HeadError(f"C is {C!r}; the inverse penalty must be a number above 0, or 'auto'.")
+        self._take(float(C), *work.solve(float(C), self.max_iter, start))
 
-    def _take(self, coef: np.ndarray, intercept: np.ndarray, iterations: int, temperature: float) -> SolvedHead:
-        self.n_iter_, self.temperature_ = iterations, temperature
+    def _take(self, C: float, coef: np.ndarray, intercept: np.ndarray, iterations: int, reached: bool,
+              temperature: float) -> SolvedHead:
+        self.C_, self.n_iter_, self.converged_, self.temperature_ = C, iterations, reached, temperature
         self._keep(coef, intercept)
         return self
+
+
+def _without_penalty(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "C"}
+
+
+def _is_penalty(C: Any) -> bool:
+    return not isinstance(C, str) and C is not None and C > 0 and np.isfinite(C)
+
+
+_Fitted = tuple[np.ndarray, np.ndarray, int, bool, float]
+"""Coefficients (K, D), intercepts (K,), iterations taken, whether the optimum was reached, temperature."""
+_Solved = tuple[np.ndarray, np.ndarray, int, bool]
+"""The same for one problem, without a temperature."""
 
 
 class _Work:
@@ -76,31 +159,35 @@ class _Work:
 
     def __init__(self, head: SolvedHead, Z: Any, codes: np.ndarray):
         self.Z, self.codes, self.views = Z, codes, head.views_
-        weights = head._class_weights(codes)[codes] / head.views_  # so that C weighs an image, however many views
+        # so that C weighs an image, however many views it has
+        self.weights = weights = head._class_weights(codes)[codes] / head.views_
         folds = stratified_folds(codes, head.seed, views=head.views_) if head.calibrated else []
         self.left_out = [test for _, test in folds]
         self.problems = [LinearProblem(Z, codes, weights, len(head.classes_), head.loss)]
         self.problems += [LinearProblem(Z[train], codes[train], weights[train], len(head.classes_), head.loss)
                           for train, _ in folds]
 
-    def solve(self, C: float, max_iter: int) -> Fitted:
-        """Return the optimum for one penalty."""
-        return self._fitted([problem.solve(C, max_iter=max_iter) for problem in self.problems])
+    def solve(self, C: float, max_iter: int, start: State | None) -> _Fitted:
+        """Return the optimum for one penalty, looked for from `start`."""
+        return self._fitted([problem.solve(C, start, max_iter) for problem in self.problems])
 
-    def path(self, Cs: Sequence[float], max_iter: int) -> Iterator[Fitted]:
-        """Yield what is near the optimum for each penalty, see `lockstep`."""
-        paths = [Lockstep(problem).path(Cs, max_iter) for problem in self.problems]
-        for found in zip(*paths, strict=True):
-            yield self._fitted([(one.coef, one.intercept, one.iterations) for one in found])
+    def path(self, Cs: Sequence[float], max_iter: int) -> Iterator[_Fitted]:
+        """Yield the optimum for each penalty, in ascending order of C."""
+        walks = [walk(problem, Cs, max_iter) for problem in self.problems]
+        for found in zip(*walks, strict=True):
+            yield self._fitted([(one.coef, one.intercept, one.iterations, one.reached) for one in found])
 
-    def _fitted(self, found: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Fitted:
+    def _fitted(self, found: Sequence[_Solved]) -> _Fitted:
         """Return the first solution, of all rows, with the temperature that the others give."""
-        if not self.left_out:
-            return *found[0], 1.0
-        scores = np.empty((len(self.codes), len(found[0][1])))
-        for (coef, intercept, _), test in zip(found[1:], self.left_out, strict=True):
-            scores[test] = self.Z[test] @ coef.T + intercept
-        return *found[0], fit_temperature(scores[:: self.views], self.codes[:: self.views])  # for plain images
+        coef, intercept, iterations, _ = found[0]
+        reached = all(one[3] for one in found)
+        if not (self.left_out and reached):
+            return coef, intercept, iterations, reached, 1.0
+        scores = np.empty((len(self.codes), len(intercept)))
+        for (own, level, _, _), test in zip(found[1:], self.left_out, strict=True):
+            scores[test] = self.Z[test] @ own.T + level
+        # for plain images
+        return coef, intercept, iterations, True, fit_temperature(scores[:: self.views], self.codes[:: self.views])
 
 
 class LogisticHead(SolvedHead):
@@ -109,8 +196,8 @@ class LogisticHead(SolvedHead):
     Parameters
     ----------
     C : float or 'auto'
-        Inverse strength of the penalty, on scaled features; 'auto' is 10 divided by the mean squared length of a
-        row (10 / D for standardized features): a compromise between few images and many, see `--sweep`.
+        Inverse strength of the penalty, on scaled features; 'auto' chooses it by out-of-fold log loss on the
+        training rows, see `choose_penalty`.
     scaling : str
         Feature scaling, one of `SCALINGS`.
     class_weight : 'balanced', dict or None
@@ -118,10 +205,10 @@ class LogisticHead(SolvedHead):
     max_iter : int
         Iterations of L-BFGS at the most.
     seed : int
-        Has no effect: the optimum is unique.
+        Of the folds on which 'auto' chooses; the optimum itself is unique.
     """
 
-    loss, auto, calibrated, streams = CROSS_ENTROPY, 10.0, False, True
+    loss, calibrated, streams = CROSS_ENTROPY, False, True
 
 
 class LinearSVMHead(SolvedHead):
@@ -132,8 +219,8 @@ class LinearSVMHead(SolvedHead):
     Parameters
     ----------
     C : float or 'auto'
-        Inverse strength of the penalty, on scaled features, as in scikit-learn's LinearSVC; 'auto' is 0.1 divided
-        by the mean squared length of a row (0.1 / D for standardized features).
+        Inverse strength of the penalty, on scaled features, as in scikit-learn's LinearSVC; 'auto' chooses it by
+        out-of-fold log loss on the training rows, see `choose_penalty`.
     scaling : str
         Feature scaling, one of `SCALINGS`.
     class_weight : 'balanced', dict or None
@@ -144,4 +231,4 @@ class LinearSVMHead(SolvedHead):
         Of the folds.
     """
 
-    loss, auto, calibrated = SQUARED_HINGE, 0.1, True
+    loss, calibrated = SQUARED_HINGE, True

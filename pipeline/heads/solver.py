@@ -10,10 +10,11 @@ rotated into their own span, which loses nothing: the optimum lies in it.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 
-from .errors import HeadError
-from .lbfgs import minimize_together
+from .lbfgs import minimize
 from .losses import CROSS_ENTROPY, Loss
 from .rows import StreamedRows
 from .threads import SMALL, map_rows, sum_rows
@@ -29,16 +30,6 @@ FEW_STEPS, LEAST_ROWS = 1_000_000, 64
 
 State = tuple[np.ndarray, np.ndarray]
 """Coefficients (K, D) and intercepts (K,)."""
-
-
-def chosen_C(C: float | str, Z: np.ndarray | StreamedRows, auto: float) -> float:
-    """Return the number that a setting `C` stands for; 'auto' is `auto` over the rows' mean squared length."""
-    if C == "auto":
-        squares = float(sum_rows(lambda rows: np.square(rows, dtype=np.float64).sum(), Z))
-        return auto * len(Z) / max(squares, np.finfo(np.float64).tiny)
-    if isinstance(C, str) or not C > 0:
-        raise HeadError(f"C is {C!r}; the inverse penalty must be a number above 0, or 'auto'.")
-    return float(C)
 
 
 class LinearProblem:
@@ -59,10 +50,12 @@ class LinearProblem:
         K.
     loss : Loss
         `CROSS_ENTROPY` or `SQUARED_HINGE`.
+    roughly : bool
+        Compute few rows as many: in float32, as they are. Enough to choose among penalties.
     """
 
     def __init__(self, Z: np.ndarray | StreamedRows, codes: np.ndarray, weights: np.ndarray, n_classes: int,
-                 loss: Loss = CROSS_ENTROPY):
+                 loss: Loss = CROSS_ENTROPY, roughly: bool = False):
         self.loss, self.codes, self.n_classes = loss, codes, n_classes
         self.total = float(weights.sum())
         self.weights = np.asarray(weights, np.float64) / self.total
@@ -72,12 +65,14 @@ class LinearProblem:
         if isinstance(Z, StreamedRows):
             self.Z, self.dtype = Z.map(lambda rows: rows - self.center.astype(rows.dtype)), np.dtype(np.float32)
         else:
-            self.Z = self._inner(Z - self.center.astype(Z.dtype))
+            centered = Z - self.center.astype(Z.dtype)
+            self.Z = centered.astype(np.float32, copy=False) if roughly else self._inner(centered)
             self.dtype = self.Z.dtype
         self.gram = sum_rows(_gram, self.Z, self.weights).astype(np.float64)
 
-    def solve(self, C: float, start: State | None = None, max_iter: int = 3000) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return the optimal (K, D) coefficients, the (K,) intercepts and the number of iterations.
+    def solve(self, C: float, start: State | None = None,
+              max_iter: int = 3000) -> tuple[np.ndarray, np.ndarray, int, bool]:
+        """Return the optimal (K, D) coefficients, the (K,) intercepts, the iterations, and whether these sufficed.
 
         Parameters
         ----------
@@ -97,9 +92,18 @@ class LinearProblem:
             now = self.bend(W, free)
             if not bend / CHANGED <= now <= bend * CHANGED:
                 walk = _Walk(self, penalty, now)
-            W, free, taken, _ = walk.run(W, free, max_iter - iterations)
+            W, free, taken, done = walk.run(W, free, max_iter - iterations)
             iterations += taken
-        return *self.outward(W, free), iterations
+        return *self.outward(W, free), iterations, done
+
+    def turned(self, axes: np.ndarray) -> LinearProblem:
+        """Return the same problem in other coordinates of its inner rows, the orthonormal columns of (D, D) `axes`."""
+        assert isinstance(self.Z, np.ndarray)
+        found = copy(self)
+        found.Z = np.concatenate(list(map_rows(lambda rows: rows @ axes, self.Z)))
+        found.basis = axes.astype(np.float64) if self.basis is None else self.basis @ axes
+        del found.gram
+        return found
 
     def penalty(self, C: float) -> float:
         """Return the factor of half the squared coefficients."""
@@ -195,19 +199,18 @@ class _Walk:
         self.root = np.sqrt(max(bend, np.finfo(np.float64).tiny))  # the same for the intercepts
 
     def run(self, W: np.ndarray, free: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int, bool]:
-        """Return where at most `most` iterations lead, how many were taken, and whether it is the optimum."""
-        start, dtype = np.column_stack([W @ self.factor, self.root * free]).reshape(1, -1), self.problem.dtype
-        found, taken = minimize_together(self._values, start, TOLERANCE[dtype], most, MEMORY, ROUNDING[dtype],
-                                         worst=np.inf)
-        return *self._unpacked(found[0]), int(taken[0]), taken[0] < most
+        """Return where at most `most` iterations lead, how many were taken, and whether there is no way further."""
+        start, dtype = np.column_stack([W @ self.factor, self.root * free]), self.problem.dtype
+        found = minimize(self._values, start, tolerance=TOLERANCE[dtype], max_iter=most, memory=MEMORY,
+                         rounding=ROUNDING[dtype])
+        return *self._unpacked(found.place), found.iterations, found.iterations < most
 
-    def _unpacked(self, flat: np.ndarray) -> State:
-        V = flat.reshape(self.problem.n_classes, -1)
+    def _unpacked(self, V: np.ndarray) -> State:
         return V[:, :-1] @ self.inverse, V[:, -1] / self.root
 
-    def _values(self, flat: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        problem, (W, free) = self.problem, self._unpacked(flat[0])
+    def _values(self, V: np.ndarray) -> tuple[float, np.ndarray]:
+        problem, (W, free) = self.problem, self._unpacked(V)
         loss, inner, free_slope = problem.slope(W, free)
         inner += self.penalty * W
-        gradient = np.column_stack([inner @ self.inverse.T, free_slope / self.root]).reshape(1, -1)
-        return np.array([loss + self.penalty / 2 * float(np.vdot(W, W))]), gradient
+        gradient = np.column_stack([inner @ self.inverse.T, free_slope / self.root])
+        return loss + self.penalty / 2 * float(np.vdot(W, W)), gradient

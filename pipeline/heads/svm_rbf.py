@@ -51,7 +51,7 @@ class SVMRBFHead(Head):
     _distances: dict[str, np.ndarray]  # of the training rows by scaling, while several fits share them
 
     def __init__(self, C: float = 10.0, gamma: str | float = "scale", gamma_factor: float = 1.0,
-                 scaling: str = "standardize", class_weight: ClassWeight = None, seed: int = 0):
+                 scaling: str = "none", class_weight: ClassWeight = None, seed: int = 0):
         self.C = C
         self.gamma = gamma
         self.gamma_factor = gamma_factor

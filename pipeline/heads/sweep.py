@@ -26,6 +26,8 @@ from .scores import plain, probabilities
 from .threads import one_thread
 
 METRICS = {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": -1}  # 1: larger is better
+FITS_VERSION = 2  # of what is kept about finished fits; 1 held penalties that had not been solved
+UNREACHED = "the optimum was not reached"
 Settings = dict[str, Any]
 Fold = tuple[np.ndarray, np.ndarray]
 
@@ -44,13 +46,18 @@ class SweepResult:
         What they were chosen on.
     rows : list of dict
         One a candidate in the grid's order: its settings, the mean of each of `METRICS`, `error` (standard error of
-        the metric chosen by), `seconds` (all its fits; of penalties solved together the first has them), `chosen`.
+        the metric chosen by), `seconds` (all its fits), `chosen`, and `reason`: empty, or why it has no figures (all
+        None). Such a candidate cannot be chosen.
+    choice : dict
+        How it was chosen, as JSON values: `settings`, `candidates` (tried), `without_figures`, `in_reach` (of the
+        best, itself included), `metric`, `rule`, `on`, `folds`.
     """
 
     head: Head
     settings: Settings
     selection: str
     rows: list[dict[str, Any]]
+    choice: dict[str, Any]
 
 
 def sweep_head(
@@ -79,7 +86,8 @@ def sweep_head(
     seed : int
         Of the folds and of the heads.
     metric : str
-        One of `METRICS`. Between equal candidates log loss decides, then the grid's order.
+        One of `METRICS`. Of the candidates within one standard error of the best the one with the least log loss
+        is taken: what rows cannot tell apart by how many are right, they can by how sure they are.
     one_standard_error : bool
         Take the first candidate within one standard error of the best, as in CART.
     n_jobs : int
@@ -98,7 +106,7 @@ def sweep_head(
     Raises
     ------
     HeadError
-        For unknown settings or metrics, an empty grid, or too few rows to choose on.
+        For unknown settings or metrics, an empty grid, too few rows to choose on, or where no candidate has figures.
     """
     known("metric", metric, METRICS)
     candidates = combinations(HEADS[name].grid if grid is None else grid)
@@ -119,7 +127,11 @@ def sweep_head(
     rows = summarised(task, fits, metric)
     best = chosen(rows, metric, one_standard_error)
     rows[best]["chosen"] = True
-    return SweepResult(head.set_params(**candidates[best]).fit(X, y), candidates[best], selection, rows)
+    choice = {"settings": candidates[best], "candidates": len(rows),
+              "without_figures": sum(bool(row["reason"]) for row in rows), "in_reach": len(in_reach(rows, metric)),
+              "metric": metric, "rule": "simplest" if one_standard_error else "log_loss", "on": selection,
+              "folds": len(task.folds)}
+    return SweepResult(head.set_params(**candidates[best]).fit(X, y), candidates[best], selection, rows, choice)
 
 
 def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
@@ -158,8 +170,8 @@ class _Task:
 
     def digest(self) -> str:
         """Return what tells this sweep from any other whose fits may lie in the same folder."""
-        described = [type(self.head).__name__, self.head.get_params(deep=False), self.n_classes, self.X.shape,
-                     str(self.X.dtype)]
+        described = [FITS_VERSION, type(self.head).__name__, self.head.get_params(deep=False), self.n_classes,
+                     self.X.shape, str(self.X.dtype)]
         digest = hashlib.sha256(json.dumps(described, default=str, sort_keys=True).encode())
         arrays = (self.X, self.y, *itertools.chain.from_iterable(self.folds))
         for array in arrays:
@@ -179,7 +191,7 @@ class Fits:
     def __init__(self, path: Path | None):
         self.path = path
 
-    def add(self, key: str, scores: Mapping[str, float]) -> None:
+    def add(self, key: str, scores: Mapping[str, Any]) -> None:
         """Append one fit; a line is written at once, so processes may share the file."""
         if self.path is None:
             return
@@ -190,7 +202,7 @@ class Fits:
         except OSError as error:
             raise HeadError(f"{self.path} cannot be written: {error.strerror}.") from error
 
-    def read(self) -> dict[str, dict[str, float]]:
+    def read(self) -> dict[str, dict[str, Any]]:
         """Return the fits by key; a line that a kill cut short is left out."""
         if self.path is None or not self.path.exists():
             return {}
@@ -198,7 +210,8 @@ class Fits:
         for line in self.path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
-                found[entry.pop("key")] = {name: float(entry[name]) for name in (*METRICS, "n", "seconds")}
+                numbers = ("n", "seconds") if entry["reason"] else (*METRICS, "n", "seconds")
+                found[entry["key"]] = {"reason": str(entry["reason"]), **{name: float(entry[name]) for name in numbers}}
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
         return found
@@ -218,6 +231,11 @@ def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress,
         bar.update(len(results))
         if len(results) == len(keys):
             return results
+        if not scheduler:
+            for place, entry in _fit_together(task, [place for place in keys if place not in results]):
+                fits.add(keys[place], entry)
+                results[place] = entry
+                bar.update(1)
         with (joblib_backend(scheduler, task) if scheduler else nullcontext()), one_thread():
             jobs = [[place for place in part if place not in results] for part in _parts(task, n_jobs)]
             ours = versions() if scheduler else {}
@@ -255,34 +273,58 @@ def _parts(task: _Task, n_jobs: int) -> Iterator[list[tuple[int, int]]]:
     """Cut the fits into jobs: a fold's candidates together where a path shares work, unless cores would idle."""
     from joblib import effective_n_jobs
 
-    cores, folds, pieces = effective_n_jobs(n_jobs), len(task.folds), len(task.candidates)
+    paths = task.head.paths(task.candidates)
+    pieces = len(paths)
     if type(task.head).fit_path is not Head.fit_path:
-        pieces = min(pieces, max(1, -(-2 * cores // folds)))
-    for fold in range(folds):
-        for part in np.array_split(np.arange(len(task.candidates)), pieces):
-            yield [(int(candidate), fold) for candidate in part]
+        pieces = min(pieces, max(1, -(-2 * effective_n_jobs(n_jobs) // len(task.folds))))
+    for fold in range(len(task.folds)):
+        for part in np.array_split(np.arange(len(paths)), pieces):
+            yield [(candidate, fold) for path in part for candidate in paths[path]]
+
+
+def _fit_together(task: _Task, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    """Fit those places whose folds share their work, with all cores."""
+    held_out = [plain(task.X[test]) for _, test in task.folds]
+    for path in task.head.paths(task.candidates):
+        settings = [task.candidates[candidate] for candidate in path]
+        wanted = [[at for at, candidate in enumerate(path) if (candidate, fold) in places]
+                  for fold in range(len(task.folds))]
+        if not any(wanted) or not task.head.fits_folds_together(task.X, task.y, task.folds, settings):
+            continue
+        with one_thread():
+            started = time.perf_counter()
+            for fold, at, head in task.head.fit_folds(task.X, task.y, task.folds, settings, wanted):
+                yield (path[at], fold), _entry(task, head, fold, held_out[fold], started)
+                started = time.perf_counter()
+
+
+def _entry(task: _Task, head: Head, fold: int, held_out: np.ndarray, started: float) -> dict[str, Any]:
+    """Return what is kept of a fit that was begun at `started`."""
+    labels = task.y[task.folds[fold][1]]
+    entry: dict[str, Any] = {"n": len(labels), "reason": "" if getattr(head, "converged_", True) else UNREACHED}
+    if not entry["reason"]:
+        entry |= _scored(labels, probabilities(head, held_out, task.n_classes))
+    return entry | {"seconds": time.perf_counter() - started}
 
 
 def _fit_part(task: _Task, places: list[tuple[int, int]], fits: Fits,
-              keys: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], dict[str, float]]:
+              keys: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], dict[str, Any]]:
     """Fit candidates of one fold in turn."""
     train, test = task.folds[places[0][1]]
-    results: dict[tuple[int, int], dict[str, float]] = {}
+    results: dict[tuple[int, int], dict[str, Any]] = {}
     with one_thread():
         X, y, held_out = task.X[train], task.y[train], plain(task.X[test])
         started = time.perf_counter()
         heads = task.head.fit_path(X, y, [task.candidates[candidate] for candidate, _ in places])
         for place, head in zip(places, _explained(heads, task, places), strict=True):
-            entry = _scored(task.y[test], probabilities(head, held_out, task.n_classes))
-            entry["seconds"] = time.perf_counter() - started
-            fits.add(keys[place], entry)
-            results[place] = entry
+            results[place] = _entry(task, head, place[1], held_out, started)
+            fits.add(keys[place], results[place])
             started = time.perf_counter()
     return results
 
 
 def _fit_on_worker(theirs: Mapping[str, str], task: _Task, places: list[tuple[int, int]],
-                   keys: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], dict[str, float]]:
+                   keys: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], dict[str, Any]]:
     """Do the same on a cluster's worker, which writes nothing."""
     from joblib import parallel_config
 
@@ -295,9 +337,9 @@ def _fit_on_worker(theirs: Mapping[str, str], task: _Task, places: list[tuple[in
 
 
 def _scored(labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """Return the metrics to choose by, and the rows; without intervals, which take longer than a small fit."""
+    """Return the metrics to choose by; without intervals, which take longer than a small fit."""
     counts = confusion_matrix(labels, found.argmax(axis=1), found.shape[1])
-    return {"n": len(labels), "accuracy": float(counts.trace() / len(labels)), "macro_f1": macro_f1(counts),
+    return {"accuracy": float(counts.trace() / len(labels)), "macro_f1": macro_f1(counts),
             "balanced_accuracy": balanced_accuracy(counts), "log_loss": log_loss(labels, found)}
 
 
@@ -312,16 +354,19 @@ def _explained(heads: Iterable[Head], task: _Task, places: list[tuple[int, int]]
         raise HeadError(f"With the settings {task.candidates[places[done][0]]}: {error}") from error
 
 
-def summarised(task: _Task, fits: Mapping[tuple[int, int], Mapping[str, float]], metric: str) -> list[dict[str, Any]]:
-    """Return a row a candidate, means over folds weighted by their rows."""
+def summarised(task: _Task, fits: Mapping[tuple[int, int], Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Return a row a candidate, means over folds weighted by their rows; no figures where a fold has none."""
     rows = []
     for index, candidate in enumerate(task.candidates):
         found = [fits[index, fold] for fold in range(len(task.folds))]
-        sizes = np.array([one["n"] for one in found])
-        means = {name: float(np.average([one[name] for one in found], weights=sizes)) for name in METRICS}
-        error = _standard_error([one[metric] for one in found], means["accuracy"], sizes)
+        reason = next((one["reason"] for one in found if one["reason"]), "")
+        figures: dict[str, Any] = dict.fromkeys((*METRICS, "error"))
+        if not reason:
+            sizes = np.array([one["n"] for one in found])
+            figures = {name: float(np.average([one[name] for one in found], weights=sizes)) for name in METRICS}
+            figures["error"] = _standard_error([one[metric] for one in found], figures["accuracy"], sizes)
         seconds = sum(one["seconds"] for one in found)
-        rows.append({**candidate, **means, "error": error, "seconds": seconds, "chosen": False})
+        rows.append({**candidate, **figures, "seconds": seconds, "chosen": False, "reason": reason})
     return rows
 
 
@@ -334,9 +379,17 @@ def _standard_error(scores: Sequence[float], accuracy: float, sizes: np.ndarray)
 
 def chosen(rows: Sequence[Mapping[str, Any]], metric: str, one_standard_error: bool) -> int:
     """Return the index of the candidate to take; see `sweep_head`."""
-    sign = METRICS[metric]
-    best = max(range(len(rows)), key=lambda i: (sign * rows[i][metric], -rows[i]["log_loss"], -i))
-    if not one_standard_error:
-        return best
+    near = in_reach(rows, metric)
+    if one_standard_error:
+        return near[0]
+    return min(near, key=lambda i: (rows[i]["log_loss"], -METRICS[metric] * rows[i][metric], i))
+
+
+def in_reach(rows: Sequence[Mapping[str, Any]], metric: str) -> list[int]:
+    """Return the indices of the candidates within one standard error of the best, the best one's."""
+    sign, full = METRICS[metric], [i for i, row in enumerate(rows) if row[metric] is not None]
+    if not full:
+        raise HeadError(f"No candidate can be chosen: {rows[0]['reason']}. Give a grid of stronger penalties.")
+    best = max(full, key=lambda i: (sign * rows[i][metric], -rows[i]["log_loss"], -i))
     enough = sign * rows[best][metric] - rows[best]["error"]
-    return next(i for i in range(len(rows)) if sign * rows[i][metric] >= enough)
+    return [i for i in full if sign * rows[i][metric] >= enough]
