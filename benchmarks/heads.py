@@ -9,8 +9,9 @@ of 4, every image through the network in every epoch, val after each) against `e
 cache, and against each further head, both before and after it in every turn. Every command in a process of its own, its
 start included. Of fewer than 25 epochs the rest is extrapolated, and the output says so.
 
-`--sweep`: 45 penalties in 5 folds by `logistic` against LogisticRegressionCV(Cs=45, cv=5) on all cores, on the
-cache's first train rows, standardised for both, and the accuracy of both on its test split (or val).
+`--sweep`: 45 penalties in 5 folds by `logistic` against LogisticRegressionCV on all cores, on the same standardised
+train rows, penalties and folds; the accuracy of both on the cache's test split (or val), and how far apart they are:
+the largest gap to scikit-learn's objective, and to its log loss where it converged.
 
 `--start`: whole `train-head` commands against `python -c "import torch"`, in turn.
 """
@@ -124,32 +125,76 @@ def extract_and_train(data: str, heads: list[str], rows: dict[str, list[tuple[fl
 
 
 def against_logistic_regression_cv(path: str, n: int) -> None:
-    """Print seconds and held-out accuracy of both sweeps."""
+    """Print seconds and held-out accuracy of both sweeps over the same penalties, rows and folds, and how far apart
+    their solutions are."""
     import numpy as np
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.preprocessing import StandardScaler
 
-    from pipeline.heads import sweep_head
+    from pipeline.heads import HEADS, sweep_head
+    from pipeline.heads.sweep import cross_validation_folds
     from pipeline.store import FeatureCache
 
     with FeatureCache.open(path) as cache:
         X, y = cache.split("train", view=0)
         X_test, y_test = cache.split("test" if (cache.splits == "test").any() else "val", view=0)
     chosen = np.random.default_rng(0).permutation(len(y))[:n]
-    X, y = X[chosen], y[chosen]
-    print(f"{len(y):,} x {X.shape[1]}, 45 penalties, 5 folds; load {os.getloadavg()[0]:.1f}")
-    begin = time.perf_counter()
-    ours = sweep_head("logistic", X, y)
-    print(f"sweep: {time.perf_counter() - begin:.1f} s, held-out accuracy "
-          f"{(ours.head.predict(X_test) == y_test).mean():.4f}, C {ours.settings['C']:.2g}", flush=True)
+    X, y = X[chosen].astype(np.float32), y[chosen]
     scaler = StandardScaler().fit(X)
+    X, X_test = scaler.transform(X), scaler.transform(X_test.astype(np.float32))
+    Cs, folds = HEADS["logistic"].grid["C"], cross_validation_folds(y, 5, 0)
+    print(f"{len(y):,} x {X.shape[1]}, {len(Cs)} penalties, 5 folds; load {os.getloadavg()[0]:.1f}")
+    begin = time.perf_counter()
+    ours = sweep_head("logistic", X, y, grid={"C": Cs}, fixed={"scaling": "none"})
+    print(f"sweep: {time.perf_counter() - begin:.1f} s, held-out accuracy "
+          f"{(ours.head.predict(X_test) == y_test).mean():.4f}, C {ours.settings['C']:.2g}, "
+          f"{ours.choice['without_figures']} rows without figures", flush=True)
     begin = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = LogisticRegressionCV(Cs=45, cv=5, n_jobs=-1).fit(scaler.transform(X), y)
-    right = (theirs.predict(scaler.transform(X_test)) == y_test).mean()
-    print(f"LogisticRegressionCV: {time.perf_counter() - begin:.1f} s, held-out accuracy {right:.4f}, "
-          f"C {np.ravel(theirs.C_)[0]:.2g}")
+        theirs = LogisticRegressionCV(Cs=list(Cs), cv=folds, n_jobs=-1).fit(X, y)
+    print(f"LogisticRegressionCV: {time.perf_counter() - begin:.1f} s, held-out accuracy "
+          f"{(theirs.predict(X_test) == y_test).mean():.4f}, C {np.ravel(theirs.C_)[0]:.2g}", flush=True)
+    gaps, losses = apart(X, y, folds, Cs, theirs, [row["log_loss"] for row in ours.rows])
+    worst = max(gaps, key=lambda C: gaps[C])
+    print(f"objective above scikit-learn's, over all penalties and folds: at most {100 * gaps[worst]:+.2g} % "
+          f"(C {worst:.2g}); below it by up to {-100 * min(gaps.values()):.2g} %, where its iterations did not suffice")
+    if losses:
+        print(f"log loss in cross-validation, of the {len(losses)} penalties where scikit-learn converged: at most "
+              f"{100 * max(losses.values()):.2g} % apart")
+
+
+def apart(X, y, folds, Cs, theirs, ours_lost) -> tuple[dict[float, float], dict[float, float]]:
+    """Return, by C, by what share our objective is above scikit-learn's (the worst fold), and by what share the log
+    losses of rows left out differ where scikit-learn converged in every fold."""
+    import numpy as np
+
+    from pipeline.heads import make_head
+
+    paths = theirs.coefs_paths_
+    paths = np.stack([paths[label] for label in sorted(paths)], axis=2) if isinstance(paths, dict) else paths
+    converged = (np.reshape(theirs.n_iter_, (-1, len(folds), len(Cs))).max(axis=0) < theirs.max_iter).all(axis=0)
+
+    def lost(rows, coef, intercept):
+        scores = X[rows] @ coef.T.astype(X.dtype) + intercept
+        scores = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+        return np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(rows)), y[rows]]
+
+    def objective(C, fold, coef, intercept):
+        return C * lost(folds[fold][0], coef, intercept).sum() + np.square(coef).sum() / 2
+
+    gaps: dict[float, float] = {}
+    left_out = np.zeros(len(Cs))
+    settings = [{"C": C} for C in Cs]
+    for fold, at, head in make_head("logistic", scaling="none").fit_folds(X, y, folds, settings, [range(len(Cs))] * 5):
+        own, C = paths[fold, at], Cs[at]
+        coef, intercept = own[:, :-1], own[:, -1]
+        if head.converged_:
+            share = objective(C, fold, head.coef_, head.intercept_) / objective(C, fold, coef, intercept) - 1
+            gaps[C] = max(share, gaps.get(C, -1.0))
+        left_out[at] += lost(folds[fold][1], coef, intercept).sum() / len(y)
+    return gaps, {C: abs(ours / theirs_lost - 1) for C, ours, theirs_lost, done
+                  in zip(Cs, ours_lost, left_out, converged, strict=True) if done and ours is not None}
 
 
 def against_importing_torch(path: str, repeat: int, heads: list[str]) -> None:

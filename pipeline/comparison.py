@@ -14,8 +14,8 @@ from .errors import RunError
 from .evaluation import Z95
 
 Z_POWER = 0.8416212335729143  # the normal distribution's 80 % point
+CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
-REPEATS = 10_000
 
 Rows = Iterable[Mapping[str, str]]
 
@@ -49,10 +49,9 @@ class Paired:
         """How probable so uneven a split of the images that one alone got right is, were both equally good."""
         return mcnemar(self.gained, self.lost)
 
-    @cached_property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the difference; see `paired_interval`."""
-        return paired_interval(self.n, self.gained, self.lost)
+    def interval(self, comparisons: int = 1) -> tuple[float, float]:
+        """Return the 95 % interval of the difference; see `paired_interval`."""
+        return paired_interval(self.n, self.gained, self.lost, comparisons)
 
     @property
     def needed(self) -> int | None:
@@ -95,19 +94,27 @@ def _ratio(numerator: int, power: int) -> float:
     return math.ldexp(numerator >> shift, shift - power)
 
 
-def paired_interval(n: int, gained: int, lost: int, *, seed: int = 0, repeats: int = REPEATS) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a difference of accuracies on the same n images.
+def paired_interval(n: int, gained: int, lost: int, comparisons: int = 1) -> tuple[float, float]:
+    """Return the 95 % interval of a difference of accuracies on the same n images, out of so many comparisons.
 
-    Images are drawn again, with repeats. Half an image is added to each of the four outcomes first (both right,
-    both wrong, one of them): two classifiers that never differed on few images are not known to be equal.
+    McNemar's test turned round: it holds the differences that the test, at 5 % divided by the number of comparisons
+    (Bonferroni), would not refuse. So it leaves out 0 exactly where the corrected p value is below 5 %, and all
+    intervals of one table hold their true values together 95 times in 100.
 
-    Source of the halves: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions",
-    Statistics in Medicine 2005.
+    Source: the exact interval of a share, Clopper and Pearson, Biometrika 1934, of the images that only one got
+    right, as R. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
+    paired data", Statistics in Medicine 1998, takes it. Away from 0 as many differing images are added as may have gone
+    unseen (three, the rule of three, for one comparison): two that never differed on few images may well differ.
     """
-    outcomes = np.array([gained + 0.5, lost + 0.5, n - gained - lost + 1]) / (n + 2)
-    drawn = np.random.default_rng(seed).multinomial(n, outcomes, size=repeats)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, (0.025, 0.975)).tolist()
-    return low, high
+    from scipy.special import betaincinv
+
+    tail, differing = (1 - CONFIDENCE) / comparisons / 2, gained + lost
+    low = betaincinv(gained, lost + 1, tail) if gained else 0.0
+    high = betaincinv(gained + 1, lost, 1 - tail) if lost else 1.0
+    unseen = -math.log(2 * tail)
+    most, seen = (differing + unseen) / (n + unseen), differing / n
+    low, high = 2 * low - 1, 2 * high - 1
+    return float(low * (most if low < 0 else seen)), float(high * (most if high > 0 else seen))
 
 
 def images_needed(n: int, gained: int, lost: int) -> int | None:
@@ -123,19 +130,12 @@ def images_needed(n: int, gained: int, lost: int) -> int | None:
     return math.ceil((root / difference) ** 2)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values corrected for being several: the chance of any false alarm among them stays as said.
-
-    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
-    """
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+def corrected(p_value: float, comparisons: int) -> float:
+    """Return a p value corrected (Bonferroni) for being one of several, as `paired_interval` is."""
+    return min(1.0, comparisons * p_value)
 
 
-def verdict(paired: Paired, names: tuple[str, str], seconds: tuple[float, float], p_value: float) -> str:
+def verdict(paired: Paired, names: tuple[str, str], seconds: tuple[float, float], comparisons: int = 1) -> str:
     """Say in one sentence what is known.
 
     Parameters
@@ -145,10 +145,11 @@ def verdict(paired: Paired, names: tuple[str, str], seconds: tuple[float, float]
         Of the two classifiers.
     seconds : tuple of float
         That each took.
-    p_value : float
-        Corrected for the number of comparisons.
+    comparisons : int
+        For whose number both the interval and the verdict are corrected.
     """
-    low, high = paired.interval
+    low, high = paired.interval(comparisons)
+    p_value = corrected(paired.p_value, comparisons)
     images = f"{paired.n:,} images"
     if p_value < SIGNIFICANT:
         known = f"{'better' if paired.difference > 0 else 'worse'} on {images} (p = {p_value:.2g})"
@@ -180,9 +181,9 @@ def compared(
     Returns
     -------
     list of dict
-        With ``versus_best`` and, where there is a baseline, ``versus_baseline``: None for that run itself, else
-        ``run`` and the fields of `as_fields`, or ``run`` and a ``sentence`` where the two share no image.
-        P values are corrected (Holm) for the comparisons with the same run.
+        With ``versus_best`` or, for the data set of the baseline, ``versus_baseline``: None for that run itself, else
+        ``run`` and the fields of `as_fields`, or ``run`` and a ``sentence`` where the two share no image. Intervals
+        and p values are corrected alike for the number of comparisons with the same run.
 
     Raises
     ------
@@ -195,8 +196,9 @@ def compared(
     for run in runs:
         best.setdefault(run["dataset"], run)
     found = {run["name"]: dict(run) for run in runs}
-    chosen = [("versus_best", run) for run in best.values()]
-    chosen += [("versus_baseline", run) for run in runs if run["name"] == baseline]
+    given = {run["dataset"]: run for run in runs if run["name"] == baseline}
+    chosen = [("versus_best", run) for name, run in best.items() if name not in given]
+    chosen += [("versus_baseline", run) for run in given.values()]
     for field, other in chosen:
         group = [run for run in runs if run["dataset"] == other["dataset"]]
         for name, result in _versus(other, group, rows).items():
@@ -208,26 +210,26 @@ def _versus(other: Mapping[str, Any], group: Sequence[Mapping[str, Any]], rows: 
     found: dict[str, Any] = {other["name"]: None}
     pairs = {run["name"]: pair(rows[run["name"]], rows[other["name"]]) for run in group if run is not other}
     matched = {name: paired for name, paired in pairs.items() if paired}
-    corrected = dict(zip(matched, holm([paired.p_value for paired in matched.values()]), strict=True))
     for run in group:
         name, paired = run["name"], matched.get(run["name"])
         if paired:
             seconds = (run["seconds"]["total"], other["seconds"]["total"])
-            sentence = verdict(paired, (name, other["name"]), seconds, corrected[name])
-            found[name] = {"run": other["name"], **as_fields(paired, corrected[name], sentence)}
+            sentence = verdict(paired, (name, other["name"]), seconds, len(matched))
+            found[name] = {"run": other["name"], **as_fields(paired, len(matched), sentence)}
         elif run is not other:
             found[name] = {"run": other["name"], "n": 0,
                            "sentence": f"{name} vs {other['name']}: no test image in common, so nothing is known."}
     return found
 
 
-def as_fields(paired: Paired, p_value: float, sentence: str) -> dict[str, Any]:
-    """Return a comparison as plain numbers, fit for JSON."""
+def as_fields(paired: Paired, comparisons: int, sentence: str) -> dict[str, Any]:
+    """Return a comparison as plain numbers, fit for JSON; interval and verdict corrected for so many comparisons."""
+    p_value = corrected(paired.p_value, comparisons)
     return {
         "n": paired.n, "unmatched": paired.unmatched, "gained": paired.gained, "lost": paired.lost,
-        "difference": paired.difference, "difference_ci95": list(paired.interval), "p_value": paired.p_value,
-        "p_value_corrected": p_value, "distinguishable": p_value < SIGNIFICANT, "images_needed": paired.needed,
-        "sentence": sentence,
+        "difference": paired.difference, "difference_ci95": list(paired.interval(comparisons)),
+        "comparisons": comparisons, "p_value": paired.p_value, "p_value_corrected": p_value,
+        "distinguishable": p_value < SIGNIFICANT, "images_needed": paired.needed, "sentence": sentence,
     }  # fmt: skip
 
 

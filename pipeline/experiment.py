@@ -325,7 +325,7 @@ def learning_curve(
     dict
         `split`, `points`, `forecasts`, and `notes` for the user.
     """
-    from .learning_curve import as_values
+    from .learning_curve import as_values, fewer_than_asked
     from .learning_curve import learning_curve as curve
 
     with opened(features, data, backbone, cache_dir, progress, views) as cache:
@@ -334,7 +334,8 @@ def learning_curve(
             own = {key: [one for one in found[key] if one["head"] == head] for key in ("points", "forecasts")}
             save_learning_curve(Path(runs_dir), cache.meta["dataset"], cache.spec.sha256,
                                 {"head": head, "split": found["split"], **own})
-        return {**found, "notes": list(cache.notes)}
+        fewer = fewer_than_asked(cache.labels[cache.indices("train")], options.get("sizes"), options.get("shots"))
+        return {**found, "notes": [*cache.notes, *fewer]}
 
 
 @contextmanager
@@ -437,7 +438,7 @@ def compare(
     """Return the metrics of all runs, those of one data set together, the most accurate first.
 
     Each gets a field ``split``: the one it is sorted by, test where there is one, else val, else train; and
-    ``versus_best`` and, if there is a baseline for its data set, ``versus_baseline``: paired tests on the images of
+    ``versus_best`` or, if there is a baseline for its data set, ``versus_baseline``: paired tests on the images of
     that split which both predicted, see `pipeline.comparison.compared`.
 
     Parameters

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .budget import must_stream, require_room_for_sums
-from .comparison import Paired
+from .comparison import Paired, corrected
 from .errors import CacheError, UnknownNameError
 from .evaluation import evaluate
 from .progress import Progress, silent
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = ("test", "val")  # what a figure is taken on: the first of these that there is
 CHUNK = 8192  # rows read at a time
+NOTHING_RANDOM = "{}: nothing in it is random, so every seed gives the same head, and --repeats trained it once."
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class FittedHead:
         Whether its predictions are averaged over the views of an image.
     views : dict
         What training on several views gained, see `gain_of_views`; empty for one view.
+    notes : tuple of str
+        Remarks for the user, one line each.
     """
 
     name: str
@@ -99,6 +102,7 @@ class FittedHead:
     streamed: bool = False
     tta: bool = False
     views: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def fit_head(
@@ -119,7 +123,8 @@ def fit_head(
     sweep : Sweep, optional
         Choose further settings. Without it, a head that is trained by epochs sees val, to keep the best of them.
     repeats : int
-        Train with so many seeds and note the spread; the first one's head is returned.
+        Train with so many seeds and note the spread; the first one's head is returned. A head in which nothing is
+        random is trained once, and its notes say so.
     tta : bool
         Predict by the mean over the views of an image.
     max_memory : int, optional
@@ -156,6 +161,9 @@ def fit_head(
         result = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, scheduler, progress)
         fitted, selection, candidates, choice = result.head, result.selection, result.rows, result.choice
     chosen |= choice.get("settings", {})
+    notes: tuple[str, ...] = ()
+    if repeats > 1 and not fitted.random:
+        repeats, notes = 1, (NOTHING_RANDOM.format(name),)
     heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
     spread = _spread(cache, heads, tta)
     seconds = (time.perf_counter() - begin) / max(1, repeats if sweep is None else 1)
@@ -163,7 +171,7 @@ def fit_head(
     if cache.views > 1:
         gain = gain_of_views(cache, _fit(cache, name, X[:, 0], y, chosen, seed), fitted)
     return FittedHead(name, fitted, {**chosen, "seed": seed}, seconds, selection, candidates, said(choice), spread,
-                      tta=tta, views=gain)
+                      tta=tta, views=gain, notes=notes)
 
 
 def said(choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +190,7 @@ def said(choice: Mapping[str, Any]) -> dict[str, Any]:
     else:
         taken = "the simplest" if choice["rule"] == "simplest" else "the least log loss"
         without = choice["without_figures"]
-        how = (f"{taken} of the {choice['in_reach']} {of[3:]} within one standard error of the best {metric}, {where}"
+        how = (f"{taken} of the {choice['in_reach']} {of} within one standard error of the best {metric}, {where}"
                + (f"; {without} without figures, because their optimum was not reached" if without else ""))
     return {**choice, "sentence": f"{settings}: {how}"}
 
@@ -227,12 +235,15 @@ def _streamed(
     y = cache.labels[train]
     _require_two_classes(cache, y)
     held_out = (_rows(cache, val, done), cache.labels[val]) if HEADS[name].needs_torch and len(val) else ()
+    random, notes = make_head(name, seed=seed, **settings).random, tuple[str, ...]()
+    if repeats > 1 and not random:
+        repeats, notes = 1, (NOTHING_RANDOM.format(name),)
     heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, train, done), y, *held_out)
              for more in range(repeats)]
     selection, choice = getattr(heads[0], "selection_", "none"), getattr(heads[0], "choice_", {})
     chosen = {**settings, **choice.get("settings", {}), "seed": seed}
     return FittedHead(name, heads[0], chosen, 0.0, selection, choice=said(choice),
-                      repeats=_spread(cache, heads, False), streamed=True)
+                      repeats=_spread(cache, heads, False), streamed=True, notes=notes)
 
 
 def _rows(cache: FeatureCache, rows: np.ndarray, done: Callable[[int], object]) -> Any:
@@ -288,8 +299,8 @@ def gain_of_views(cache: FeatureCache, plain: Head, trained: Head) -> dict[str, 
     dict
         `split`, `n`, and the `accuracy` of each way: `plain` (trained on the plain view alone), `views` (trained on
         all) and `tta` (and averaged over all); for the latter two also `difference` from the first, its
-        `difference_ci95` and `p_value` (see `pipeline.comparison.Paired`); and all of it as a `sentence`. Empty
-        without a held-out split.
+        `difference_ci95` and `p_value` (of two comparisons, see `pipeline.comparison.Paired`); and all of it as a
+        `sentence`. Empty without a held-out split.
     """
     from .heads import probabilities
 
@@ -307,7 +318,7 @@ def gain_of_views(cache: FeatureCache, plain: Head, trained: Head) -> dict[str, 
         paired = Paired(len(y), int((right[way] & ~right["plain"]).sum()), int((right["plain"] & ~right[way]).sum()))
         found[way] = {
             "accuracy": float(right[way].mean()), "difference": paired.difference,
-            "difference_ci95": list(paired.interval), "p_value": paired.p_value,
+            "difference_ci95": list(paired.interval(2)), "p_value": corrected(paired.p_value, 2),
         }  # fmt: skip
     ways = (f"{found[way]['accuracy']:.4f} {text} ({found[way]['difference']:+.4f}, 95 % interval "
             f"{found[way]['difference_ci95'][0]:+.3f} to {found[way]['difference_ci95'][1]:+.3f})"

@@ -26,7 +26,7 @@ class Point:
     ----------
     head : str
     shots : int or None
-        Images a class, where that was asked for.
+        Images of the largest class, where a number a class was asked for.
     n : int
         Training images.
     correct : (R, M) bool array
@@ -91,7 +91,8 @@ def learning_curve(
     sizes : sequence of int, optional
         Training images; by default 5 % to all of them.
     shots : sequence of int, optional
-        Images a class instead; a class that has fewer gives all of its own.
+        Images a class instead; a class that has fewer gives all of its own. Sizes, and shots, that come to the same
+        images are one point, under their true number.
     repeats : int
         Subsets a size, the same for every head. Where the size takes all images, one.
     settings : mapping, optional
@@ -206,11 +207,22 @@ def _subsets(
 ) -> list[tuple[int | None, list[np.ndarray]]]:
     """Draw the training rows of each size and repeat; within a repeat a larger subset holds the smaller ones."""
     orders = [_shuffled_within_classes(y, np.random.default_rng([seed, number])) for number in range(repeats)]
-    found = []
+    found: dict[int, tuple[int | None, list[np.ndarray]]] = {}  # by the number of images: then they are the same
     for shots, size in wanted:
         chosen = [_take(y, ranks, shots, size) for ranks in orders]
-        found.append((shots, chosen[:1] if len(chosen[0]) == len(y) else chosen))
-    return found
+        true = None if shots is None else min(shots, int(np.bincount(y).max()))
+        found.setdefault(len(chosen[0]), (true, chosen[:1] if len(chosen[0]) == len(y) else chosen))
+    return list(found.values())
+
+
+def fewer_than_asked(y: np.ndarray, sizes: Sequence[int] | None, shots: Sequence[int] | None) -> list[str]:
+    """Return a note where more images were asked for than there are."""
+    largest, wanted = int(np.bincount(y).max()), max(shots or sizes or [0])
+    if shots and wanted > largest:
+        return [f"{wanted:,} images a class were asked for, and no class has more than {largest:,}: those were used."]
+    if not shots and wanted > len(y):
+        return [f"{wanted:,} images were asked for, and train has {len(y):,}: those were used."]
+    return []
 
 
 def _shuffled_within_classes(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:

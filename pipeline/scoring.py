@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .finetuning import Finetuned, FinetuneSettings
 
 SPLITS = ("train", "val", "test")
+PROBE_WON = ("no epoch of fine-tuning was better on val than the linear probe that it started from: the probe won, and "
+             "this run holds its weights")
 STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
 
 
@@ -55,7 +57,7 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "tta": fitted.tta,
         **({"views": fitted.views} if fitted.views else {}),
         **({"joined": list(cache.parts)} if cache.parts else {}),
-        **({"notes": list(cache.notes)} if cache.notes else {}),
+        **({"notes": [*cache.notes, *fitted.notes]} if cache.notes or fitted.notes else {}),
         **({"choice": fitted.choice} if fitted.choice else {}),
         **({"repeats": fitted.repeats} if fitted.repeats else {}),
         **({"calibration": held_out_figures(cache, fitted, splits, labels, scores)} if fitted.calibration else {}),
@@ -113,6 +115,8 @@ def save_finetuned(
         "trainable_parameters": result.trainable_parameters,
         "selection": result.selection,
         "best_epoch": result.best_epoch,
+        **({"mix": result.mix} if result.mix is not None else {}),
+        **({"notes": [PROBE_WON]} if _probe_won(result) else {}),
         "skipped": len(result.failures),
     }
 
@@ -130,6 +134,13 @@ def save_finetuned(
                                     dataset.classes),
         save_weights=save,
     )
+
+
+def _probe_won(result: Finetuned) -> bool:
+    """Tell whether what is kept is the linear probe that training started from."""
+    if result.mix is not None:
+        return result.mix == 0
+    return result.best_epoch == 0 and result.selection == "val"
 
 
 def score_splits(splits: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:

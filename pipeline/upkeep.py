@@ -11,7 +11,7 @@ import numpy as np
 from .backbones import Embedder, from_description
 from .data import place, read_bytes
 from .data.digests import digest_files, memo_file
-from .errors import CacheError, PipelineError
+from .errors import CacheError, PipelineError, suggestion
 from .progress import Progress, silent
 from .runs import list_runs
 from .store import FeatureCache, list_caches, verify_cache
@@ -62,8 +62,10 @@ def verify(
     Raises
     ------
     CacheError
-        If there is no cache to verify.
+        If there is no cache to verify, or one that was named is not there.
     """
+    for path in paths:
+        _require_cache(path, cache_dir)
     # what was set aside is known to be damaged, and no run reads it
     chosen = list(paths) or [entry.path for entry in list_caches(cache_dir) if entry.path.suffix == ".h5"]
     if not chosen:
@@ -76,6 +78,13 @@ def verify(
                 _recompute(cache, report, recompute, device, np.random.default_rng(seed), progress)
         reports.append(report)
     return reports
+
+
+def _require_cache(path: Path, cache_dir: Path) -> None:
+    """Refuse a name that is no file; one that is, damaged or not, is for whoever called to judge."""
+    if not path.is_file():
+        known = [str(entry.path) for entry in list_caches(cache_dir)]
+        raise CacheError(f"There is no cache {str(path)!r}.{suggestion(str(path), known)}")
 
 
 def _recompute(
@@ -135,6 +144,8 @@ def removable(
     if not (paths or keep_newest or superfluous):
         raise PipelineError("Name the caches to remove, or give --keep-newest or --unused (--dry-run shows which).")
     found = {entry.path.resolve(): entry for entry in entries}
+    for path in paths:
+        _require_cache(path, cache_dir)
     if strangers := [str(path) for path in paths if path.resolve() not in found]:
         raise CacheError(f"Not a cache in {str(cache_dir)!r}: {', '.join(strangers)}. `pipeline cache ls` lists them.")
     chosen = [found[path.resolve()] for path in paths]

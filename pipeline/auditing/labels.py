@@ -1,4 +1,4 @@
-"""Which labels are probably wrong."""
+"""Which labels to look at, because the features say something else."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def out_of_fold(
 
 
 def label_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the positions of probably wrong labels, the most doubtful first.
+    """Return the positions of labels to look at, the most doubtful first.
 
     Confident learning: a class claims an image if its probability reaches the mean that images labelled so get.
     How many images labelled k another class j claims estimates how many of them are j; as many are in doubt, those

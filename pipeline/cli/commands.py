@@ -153,6 +153,7 @@ def finetune(options: argparse.Namespace) -> None:
     if run is None:  # another process of several tells
         return
     print_runs(ranked([run.metrics]), options)
+    print_notes(run.metrics.get("notes", ()))
     if not options.json:
         print(f"saved {run.path}")
 

@@ -178,7 +178,7 @@ def print_audit(found: dict[str, Any], most: int = 10) -> None:
          for one in groups], most,
     )  # fmt: skip
     _print_finding(
-        f"{len(found['label_errors'])} labels are probably wrong",
+        f"{len(found['label_errors'])} labels to look at",
         [f"{one['path']}: rather {one['likelier']} ({one['likelier_probability']:.2f})"
          for one in found["label_errors"]], most,
     )  # fmt: skip

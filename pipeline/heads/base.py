@@ -142,6 +142,11 @@ class Head(Classifier):
         """
         raise NotImplementedError
 
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another head."""
+        return "seed" in self.get_params(deep=False)
+
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the (N, K) float64 class probabilities of (N, D) features; columns follow `classes_`."""
         return softmax(self.scores(X) / self.temperature_)

@@ -54,6 +54,11 @@ class SolvedHead(LinearModel):
         self.max_iter = max_iter
         self.seed = seed
 
+    @property
+    def random(self) -> bool:
+        """Whether another seed gives another head: by the folds on which a penalty, or a temperature, is found."""
+        return self.calibrated or not _is_penalty(self.C)
+
     def paths(self, settings: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Return groups of settings that differ in `C` alone."""
         return [[position for position, _ in group] for _, group in
@@ -71,18 +76,16 @@ class SolvedHead(LinearModel):
             yield from self._path(X, y, rest, [float(one["C"]) for one in group])
 
     def _path(self, X: Any, y: Any, rest: Mapping[str, Any], Cs: list[float]) -> Iterator[Head]:
-        with one_thread(X):
+        ascending, found = sorted(Cs), dict[float, _Fitted]()
+        with one_thread(X):  # once: finding the libraries to limit takes longer than solving for a penalty
             head = self.unfitted(**rest)
             X, codes = head._checked_training(X, y)
             head.scaler_ = fit_scaler(head.scaling, X)
-            work = _Work(head, head._scaled(X), codes)
-        ascending = sorted(Cs)
-        solved, found = zip(ascending, work.path(ascending, self.max_iter), strict=True), dict[float, _Fitted]()
-        for C in Cs:
-            with one_thread(X):
+            solved = zip(ascending, _Work(head, head._scaled(X), codes).path(ascending, self.max_iter), strict=True)
+            for at, C in enumerate(Cs):
                 while C not in found:
                     found.update([next(solved)])
-                yield copy(head).set_params(C=C)._take(C, *(found[C] if C in Cs[1:] else found.pop(C)))
+                yield copy(head).set_params(C=C)._take(C, *(found[C] if C in Cs[at + 1 :] else found.pop(C)))
 
     def fits_folds_together(self, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold],
                             settings: Sequence[Mapping[str, Any]]) -> bool:
