@@ -28,7 +28,7 @@ from pipeline.backbones import (
 )
 from pipeline.backbones import openvino_engine as openvino
 from pipeline.backbones.architecture import Architecture
-from pipeline.backbones.batches import MOST, FittingBatches, batch_that_fits
+from pipeline.backbones.batches import FittingBatches
 from pipeline.backbones.embedding import available_cores
 from pipeline.backbones.engine import Replicas
 from pipeline.backbones.weights import Weights
@@ -392,10 +392,26 @@ def test_one_image_that_does_not_fit_is_an_error_for_the_user():
         FittingBatches(run, [])(np.zeros((4, 2)))
 
 
-def test_the_batch_follows_from_the_free_memory():
-    assert batch_that_fits(10 * 2**30, 50 * 2**20, at_once=2) == 64
-    assert batch_that_fits(140 * 2**30, 2**20, at_once=2) == MOST
-    assert batch_that_fits(0, 50 * 2**20, at_once=2) == 1
+def test_one_thread_alone_runs_an_owned_network_in_batches_of_one_size():
+    backbone = resolve("resnet18", weights="random")
+    engine, seen = TorchEngine(backbone, "cpu", batch_size=4, owned=True), []
+    engine.network.register_forward_pre_hook(lambda _, given: seen.append((threading.get_ident(), len(given[0]))))
+    pixels, found = pixels_for(backbone), {}
+
+    def work(count: int) -> None:
+        found[count] = engine(pixels[:count])
+
+    threads = [threading.Thread(target=work, args=(count,)) for count in (1, 3, 4, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({thread for thread, _ in seen}) == 1
+    assert threading.get_ident() not in {thread for thread, _ in seen}
+    assert {size for _, size in seen} == {4}
+    expected = TorchEngine(backbone, "cpu")(pixels)
+    for count, rows in found.items():
+        assert relative_error(rows, expected[:count]) < 1e-4
 
 
 def test_several_devices_share_the_threads():

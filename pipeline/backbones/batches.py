@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ..errors import PipelineError
 
-SHARE = 0.8  # of the free memory; the rest is for fragments, and for others
 CPU_BATCH = 8  # on a CPU larger batches gain nothing, and their temporaries leave the caches
-USUAL, PROBE = 64, 16  # images a batch where nothing is known; images to measure with
-MOST = 256  # images a batch: more gain nothing
+USUAL = 64  # images a batch where nothing is known
+MOST = 256  # images a batch on an NVIDIA GPU: more gain nothing, and where they do not fit it is halved
 
 
 class FittingBatches:
@@ -77,43 +75,3 @@ def filled(batch: np.ndarray, size: int) -> np.ndarray:
     full = np.zeros((size, *batch.shape[1:]), batch.dtype)
     full[: len(batch)] = batch
     return full
-
-
-def batch_for(engine: Any, size: tuple[int, int], at_once: int) -> int:
-    """Return how many images a forward pass may take on an engine's accelerator.
-
-    Parameters
-    ----------
-    engine : TorchEngine
-        Its memory is read by running it, where the device is CUDA; other kinds do not tell.
-    size : tuple of int
-        Height and width of the pixels.
-    at_once : int
-        Batches on the device at any time.
-    """
-    import torch
-
-    if engine.device.type != "cuda":
-        return USUAL
-    with torch.cuda.device(engine.device):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        engine(np.zeros((PROBE, *size, 3), np.uint8))
-        per_image = (torch.cuda.max_memory_allocated() - before) / PROBE
-        return batch_that_fits(torch.cuda.mem_get_info()[0], per_image, at_once)
-
-
-def batch_that_fits(free: int, per_image: float, at_once: int) -> int:
-    """Return the largest power of two of images that a forward pass can take.
-
-    Parameters
-    ----------
-    free : int
-        Bytes of memory.
-    per_image : float
-        Bytes that one image of a batch needs at the worst moment.
-    at_once : int
-        Batches on the device at any time.
-    """
-    images = int(free * SHARE / at_once / max(per_image, 1))
-    return max(1, min(MOST, 2 ** (images.bit_length() - 1) if images else 1))

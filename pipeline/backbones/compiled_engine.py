@@ -32,8 +32,7 @@ class CompiledEngine(TorchEngine):
 
     def __init__(self, backbone: Backbone, device: str = "auto", batch_size: int = 8):
         self._size = batch_size
-        super().__init__(backbone, device)
-        self.batch_size = batch_size
+        super().__init__(backbone, device, batch_size)
 
     def _prepare(self) -> None:
         import torch

@@ -109,16 +109,16 @@ def make_engine(
             return CompiledEngine(backbone, device, size)
     except EngineError as error:
         instead = f"Using torch as it is: {error}"
-        made = _torch_engine(backbone, device)
+        made = _torch_engine(backbone, device, batch_size)
         made.notes.append(instead)
         return made
-    return _torch_engine(backbone, device)
+    return _torch_engine(backbone, device, batch_size)
 
 
-def _torch_engine(backbone: Backbone, device: str) -> TorchEngine | Replicas:
+def _torch_engine(backbone: Backbone, device: str, batch_size: int | None) -> TorchEngine | Replicas:
     from .torch_engine import TorchEngine, devices
 
-    engines = [TorchEngine(backbone, each) for each in devices(device)]
+    engines = [TorchEngine(backbone, each, batch_size) for each in devices(device)]
     return engines[0] if len(engines) == 1 else Replicas(engines)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,10 @@ import numpy as np
 from ..errors import PipelineError, UnknownNameError
 from .allocator import keep_freed_memory
 from .backbone import Backbone
-from .batches import CPU_BATCH, FittingBatches, batch_for
+from .batches import CPU_BATCH, MOST, USUAL, FittingBatches, filled
 
 if TYPE_CHECKING:
     import torch
-
-AT_ONCE = 2  # batches on an accelerator: one computes while the next one travels
 
 
 class TorchEngine:
@@ -28,6 +26,11 @@ class TorchEngine:
     backbone : Backbone
     device : str
         ``auto`` (any accelerator that torch offers, else the CPU), or a torch device such as ``cuda:1``.
+    batch_size : int, optional
+        Images a forward pass; default what suits the device.
+    owned : bool, optional
+        Whether one thread alone runs the network, in batches of one size that are filled up; default on accelerators.
+        cuDNN keeps its plans by thread and by size of batch: in every worker they would be made anew, in seconds.
 
     Attributes
     ----------
@@ -46,7 +49,9 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, backbone: Backbone, device: str = "auto"):
+    def __init__(
+        self, backbone: Backbone, device: str = "auto", batch_size: int | None = None, owned: bool | None = None
+    ):  # fmt: skip
         import torch
 
         from .prepare import PreparedNetwork
@@ -64,14 +69,27 @@ class TorchEngine:
         self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
         kind = torch.float32 if backbone.precision == "tf32" else getattr(torch, backbone.precision)
         self.notes: list[str] = []
-        self._turns = threading.BoundedSemaphore(AT_ONCE)
+        owned = not self.on_cpu if owned is None else owned
+        self._owner = ThreadPoolExecutor(1, "owner") if owned else None
         self._fitting = FittingBatches(self._forward, self.notes)
         self._crop = backbone.transform.crop
+        usual = {"cuda": MOST, "cpu": CPU_BATCH}.get(self.device.type, USUAL)
+        self.batch_size, self._asked = batch_size or usual, batch_size is not None
         with one_thread():
             self.network: Any = PreparedNetwork(backbone, kind).to(self.device)
-            self._prepare()
-            self.features = self(np.zeros((1, *self._crop, 3), np.uint8)).shape[1]
-        self.batch_size = CPU_BATCH if self.on_cpu else batch_for(self, self._crop, AT_ONCE)
+            if self._owner:
+                self._owner.submit(self._warm_up).result()
+            else:
+                self._prepare()
+                self.features = self(np.zeros((1, *self._crop, 3), np.uint8)).shape[1]
+
+    def _warm_up(self) -> None:
+        """Prepare the network in the thread that will run it, and find the batch that fits."""
+        self._prepare()
+        self.features = self._fitting(np.zeros((self.batch_size, *self._crop, 3), np.uint8)).shape[1]
+        self.batch_size = self._fitting.most or self.batch_size
+        if not self._asked:
+            self.notes.clear()  # nobody asked for the batch that was too large
 
     def _prepare(self) -> None:
         """Make `network` faster still."""
@@ -92,10 +110,12 @@ class TorchEngine:
         -------
         ndarray of `dtype`, shape (N, D)
         """
-        if self.on_cpu:
+        if self._owner is None:
             return self._forward(pixels)
-        with self._turns:
-            return self._fitting(pixels)
+        size = self.batch_size
+        parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+        waiting = [self._owner.submit(self._fitting, filled(part, size)) for part in parts]
+        return np.concatenate([each.result()[: len(part)] for part, each in zip(parts, waiting, strict=True)])
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         import torch
