@@ -23,6 +23,7 @@ from .backbones.ahead import Ahead
 from .backbones.embedding import Indices, available_cores
 from .cluster import Cluster, address, connected, require_same, versions
 from .data import Dataset, UnreadableImageError
+from .data.device_resize import Decoded
 from .data.digests import DIGEST_BYTES
 from .errors import ClusterError, DataError, PipelineError
 from .store import Spec
@@ -102,6 +103,8 @@ class LocalComputer:
         with self._pixels:
             self._embedder = Embedder.of(backbone, workers=workers, **running)
         engine = self._embedder.engine
+        # what was decoded ahead is resized already; from now on the device does that
+        self._reading.whole = getattr(engine, "resizes", False) and backbone.views.count == 1
         self.row_bytes = backbone.views.count * engine.features * engine.dtype.itemsize
         self.notes = engine.notes
         self.head_start = self._pixels.seconds / max(threads, 1)
@@ -244,14 +247,16 @@ class Reading:
 
     Attributes
     ----------
+    whole : bool
+        Whether to return images as decoded instead, see `Backbone.decoded`.
     passing : set of int
         Images that could not be read just now; their content may be sound.
     """
 
     def __init__(self, dataset: Dataset, backbone: Backbone):
-        self._dataset, self._backbone, self.passing = dataset, backbone, set[int]()
+        self._dataset, self._backbone, self.passing, self.whole = dataset, backbone, set[int](), False
 
-    def __call__(self, index: int) -> np.ndarray:
+    def __call__(self, index: int) -> np.ndarray | Decoded:
         try:
             content = self._dataset.read(index)
         except UnreadableImageError:
@@ -261,4 +266,4 @@ class Reading:
         if hashlib.sha256(content).digest()[:DIGEST_BYTES] != self._dataset.digests[index].tobytes():
             raise DataError(f"{self._dataset.paths[index]!r} changed while it was being extracted. Run the same "
                             "command again: what is done is kept.")
-        return self._backbone.pixels(content, self._dataset.limits)
+        return (self._backbone.decoded if self.whole else self._backbone.pixels)(content, self._dataset.limits)

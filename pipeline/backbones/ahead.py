@@ -11,6 +11,8 @@ from types import TracebackType
 
 import numpy as np
 
+from ..data.device_resize import Decoded
+
 MOST_BYTES = 64 * 2**20  # of pixels held
 
 
@@ -35,9 +37,9 @@ class Ahead:
         What was done ahead, summed over threads.
     """
 
-    def __init__(self, function: Callable[[int], np.ndarray], indices: Iterable[int], threads: int):
+    def __init__(self, function: Callable[[int], np.ndarray | Decoded], indices: Iterable[int], threads: int):
         self._function, self._rest, self._held, self.seconds = function, iter(indices), 0, 0.0
-        self._found: dict[int, Future[np.ndarray]] = {}
+        self._found: dict[int, Future[np.ndarray | Decoded]] = {}
         self._enough, self._turn = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._work, name="ahead", daemon=True) for _ in range(threads)]
 
@@ -51,7 +53,7 @@ class Ahead:
         for thread in self._threads:
             thread.join()
 
-    def __call__(self, index: int) -> np.ndarray:
+    def __call__(self, index: int) -> np.ndarray | Decoded:
         """Return the function's result for an index."""
         early = self._found.pop(index, None)
         return self._function(index) if early is None else early.result()
@@ -61,7 +63,7 @@ class Ahead:
         while not self._enough.is_set() and self._held < MOST_BYTES:
             with self._turn:
                 for index in islice(self._rest, 1):
-                    early = self._found[index] = Future[np.ndarray]()
+                    early = self._found[index] = Future[np.ndarray | Decoded]()
                     break
                 else:
                     break

@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from ..data import nvjpeg
-from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, Limits, decode
+from ..data.device_resize import Decoded, resizing_of
+from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, Limits, decode, decode_array
 from ..data.transforms import Transform
 from ..data.views import PLAIN, Views
 from ..errors import PipelineError, UnknownNameError, WeightsError
@@ -140,6 +143,22 @@ class Backbone:
             If there is no image in it.
         """
         return self.views(self.decode(content, limits), content, self.transform)
+
+    def decoded(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | Decoded:
+        """Return the image in a file's content for a device that resizes: as it is, or its (1, H, W, 3) plain view
+        where only Pillow resizes it.
+
+        Raises
+        ------
+        UnreadableImageError
+            If there is no image in it, or none that can be resized.
+        """
+        pixels = decode_array(content, limits, max(self.transform.resize) if self.fast_decode else None,
+                              nvjpeg.decode if self.decoder == "nvjpeg" else None)
+        resizing = resizing_of(self.transform, *pixels.shape[:2])
+        if resizing is None:
+            return self.transform(Image.fromarray(pixels))[None]
+        return Decoded(pixels, resizing)
 
     def network(self) -> FeatureNetwork:
         """Build the network with its weights, on the CPU, in float32 and evaluation mode.

@@ -10,7 +10,6 @@ from ..errors import PipelineError
 
 CPU_BATCH = 8  # on a CPU larger batches gain nothing, and their temporaries leave the caches
 USUAL = 64  # images a batch where nothing is known
-MOST = 256  # images a batch on an NVIDIA GPU: more gain nothing, and where they do not fit it is halved
 
 
 class FittingBatches:
@@ -44,7 +43,7 @@ class FittingBatches:
         """
         size = min(len(batch), self.most or len(batch))
         while (rows := self._in_parts(batch, size)) is None:
-            size = self._halve(size)
+            size = self.halve(size)
         return rows
 
     def _in_parts(self, batch: np.ndarray, size: int) -> np.ndarray | None:
@@ -55,7 +54,8 @@ class FittingBatches:
         except torch.OutOfMemoryError:
             return None  # only outside of `except` is what the failed attempt held free again
 
-    def _halve(self, size: int) -> int:
+    def halve(self, size: int) -> int:
+        """Return the next smaller size of batch, and tell the user."""
         import torch
 
         if size == 1:

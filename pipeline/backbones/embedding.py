@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..data import UnreadableImageError
+from ..data.device_resize import Decoded
 from .backbone import Backbone
-from .engine import Engine, make_engine
+from .engine import Engine, Replicas, make_engine
+from .torch_engine import TorchEngine
 
 Indices = Sequence[int] | np.ndarray
 Job = TypeVar("Job")
@@ -70,7 +72,7 @@ class Embedder:
     def embed(
         self,
         indices: Indices,
-        pixels: Callable[[int], np.ndarray],
+        pixels: Callable[[int], np.ndarray | Decoded],
         done: Callable[[int], object] = lambda n: None,
         views: int = 1,
     ) -> tuple[np.ndarray, dict[int, str]]:
@@ -80,8 +82,8 @@ class Embedder:
         ----------
         indices : sequence of int, length N
         pixels : callable
-            From an index to its (V, H, W, 3) uint8 views, see `Backbone.pixels`; raises `UnreadableImageError` for
-            one that has none.
+            From an index to its (V, H, W, 3) uint8 views, see `Backbone.pixels`, or, for an engine that `resizes`, its
+            image as decoded, see `Backbone.decoded`; raises `UnreadableImageError` for one that has none.
         done : callable
             Told after each batch how many images it held.
         views : int
@@ -110,7 +112,7 @@ class Embedder:
                 except UnreadableImageError as error:
                     failures[index] = str(error)
             if found:
-                rows += self._forward(np.concatenate(found))
+                rows += self._forward(found)
             done(len(batch))
         every = np.concatenate(rows)
         return (every if views == 1 else every.reshape(-1, views, every.shape[1])), failures
@@ -120,9 +122,11 @@ class Embedder:
         images = max(1, self.batch_size // views)
         return [indices[start : start + images] for start in range(0, len(indices), images)]
 
-    def _forward(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Run (n, H, W, 3) pixels through the engine, in batches."""
-        size = self.batch_size
+    def _forward(self, found: Sequence[np.ndarray | Decoded]) -> list[np.ndarray]:
+        """Run images through the engine, in batches: (V, H, W, 3) views, or what the engine resizes."""
+        if isinstance(self.engine, (TorchEngine, Replicas)) and any(isinstance(one, Decoded) for one in found):
+            return [self.engine.images(found)]
+        pixels, size = np.concatenate([one for one in found if isinstance(one, np.ndarray)]), self.batch_size
         return [self.engine(pixels[start : start + size]) for start in range(0, len(pixels), size)]
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], ahead: int = 2) -> Iterator[Result]:

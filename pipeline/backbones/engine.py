@@ -20,6 +20,7 @@ from .backbone import Backbone
 from .batches import CPU_BATCH
 
 if TYPE_CHECKING:
+    from ..data.device_resize import Decoded
     from .torch_engine import TorchEngine
 
 ENGINES = ("auto", "torch", "openvino", "compile")
@@ -140,6 +141,7 @@ class Replicas:
         self.engines = tuple(engines)
         self.dtype, self.features = engines[0].dtype, engines[0].features
         self.batch_size = min(engine.batch_size for engine in engines)
+        self.resizes = engines[0].resizes
         self._next = cycle(self.engines)
         self._mine = threading.local()
         self.notes: list[str] = []
@@ -148,7 +150,14 @@ class Replicas:
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Compute features on the accelerator of the calling thread."""
+        return self._engine()(pixels)
+
+    def images(self, found: Sequence[Decoded | np.ndarray]) -> np.ndarray:
+        """Resize there too, see `TorchEngine.images`."""
+        return self._engine().images(found)
+
+    def _engine(self) -> TorchEngine:
         engine = getattr(self._mine, "engine", None)
         if engine is None:
             engine = self._mine.engine = next(self._next)
-        return engine(pixels)
+        return engine

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.device_resize import Decoded, Resizing, resized
 from ..errors import PipelineError, UnknownNameError
 from .allocator import keep_freed_memory
 from .backbone import Backbone
-from .batches import CPU_BATCH, MOST, USUAL, FittingBatches, filled
+from .batches import CPU_BATCH, USUAL, FittingBatches, filled
 
 if TYPE_CHECKING:
     import torch
+
+
+ALIGNED = 32  # pixels of which the sides of a batch on the device are multiples
 
 
 class TorchEngine:
@@ -43,6 +48,8 @@ class TorchEngine:
         Images a forward pass that suit the device.
     network : nn.Module
         Frozen: evaluation mode, no gradients.
+    resizes : bool
+        Whether `images` takes images as decoded and resizes them on the device.
     notes : list of str
         Remarks for the user.
     """
@@ -61,9 +68,8 @@ class TorchEngine:
         if backbone.precision == "tf32" and self.device.type != "cuda":
             raise PipelineError(f"tf32 is arithmetic of NVIDIA's GPUs; {self.device.type!r} has none. Use --precision "
                                 "float32 or bfloat16.")
-        if self.on_cpu:
-            keep_freed_memory()
-        elif backbone.precision in ("float32", "tf32"):
+        keep_freed_memory()
+        if not self.on_cpu and backbone.precision in ("float32", "tf32"):
             # torch's default for convolutions is 10 bits of mantissa, which is not what float32 says
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = backbone.precision == "tf32"
         self.dtype = np.dtype("float16" if backbone.precision == "float16" else "float32")
@@ -72,8 +78,10 @@ class TorchEngine:
         owned = not self.on_cpu if owned is None else owned
         self._owner = ThreadPoolExecutor(1, "owner") if owned else None
         self._fitting = FittingBatches(self._forward, self.notes)
-        self._crop = backbone.transform.crop
-        usual = {"cuda": MOST, "cpu": CPU_BATCH}.get(self.device.type, USUAL)
+        self._transform, self._crop = backbone.transform, backbone.transform.crop
+        self.resizes = owned
+        self._staging = threading.local()  # each decoding thread's own
+        usual = CPU_BATCH if self.on_cpu else USUAL
         self.batch_size, self._asked = batch_size or usual, batch_size is not None
         with one_thread():
             self.network: Any = PreparedNetwork(backbone, kind).to(self.device)
@@ -116,6 +124,88 @@ class TorchEngine:
         parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
         waiting = [self._owner.submit(self._fitting, filled(part, size)) for part in parts]
         return np.concatenate([each.result()[: len(part)] for part, each in zip(parts, waiting, strict=True)])
+
+    def images(self, found: Sequence[Decoded | np.ndarray]) -> np.ndarray:
+        """Compute features of images as decoded, which the device resizes, and of plain views that are ready.
+
+        Parameters
+        ----------
+        found : sequence of Decoded, or (1, H, W, 3) uint8 arrays
+
+        Returns
+        -------
+        ndarray of `dtype`, shape (N, D)
+        """
+        import torch
+
+        assert self._owner is not None
+        if not found:
+            return np.empty((0, self.features), self.dtype)
+        size = self.batch_size
+        try:
+            waiting = (self._owner.submit(self._launch, *self._staged(found[start : start + size]), size)
+                       for start in range(0, len(found), size))
+            return np.concatenate([each.result()() for each in waiting])
+        except torch.OutOfMemoryError:
+            pass  # only outside of `except` is what the failed attempt held free again
+        if self.batch_size == size:  # or another thread has halved it meanwhile
+            self.batch_size = self._fitting.halve(size)
+        return self.images(found)
+
+    def _staged(
+        self, part: Sequence[Decoded | np.ndarray]
+    ) -> tuple[torch.Tensor, list[Resizing], list[int], np.ndarray, list[int]]:
+        """Return images side by side in this thread's page-locked memory, with what is to become of each and their
+        places in the batch; and those that are ready, with theirs."""
+        raw = {place: one for place, one in enumerate(part) if isinstance(one, Decoded)}
+        ready = {place: one for place, one in enumerate(part) if isinstance(one, np.ndarray)}
+        height, width = (max((one.pixels.shape[side] for one in raw.values()), default=0) for side in (0, 1))
+        width = -(-width // ALIGNED) * ALIGNED  # few sizes of batch, and of weights
+        height = -(-height // ALIGNED) * ALIGNED
+        batch = self._page_locked(len(raw) * height * width * 3).view(len(raw), height, width, 3)
+        for into, one in zip(batch.numpy(), raw.values(), strict=True):
+            into[: one.pixels.shape[0], : one.pixels.shape[1]] = one.pixels
+        views = np.concatenate(list(ready.values())) if ready else np.empty((0, *self._crop, 3), np.uint8)
+        return batch, [one.resizing for one in raw.values()], list(raw), views, list(ready)
+
+    def _page_locked(self, size: int) -> torch.Tensor:
+        """Return this thread's bytes, from which a copy to the device needs no processor."""
+        import torch
+
+        if len(getattr(self._staging, "bytes", "")) < size:
+            self._staging.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return self._staging.bytes[:size]
+
+    def _launch(self, batch: torch.Tensor, resizings: list[Resizing], places: list[int], views: np.ndarray,
+                others: list[int], size: int) -> Callable[[], np.ndarray]:  # fmt: skip
+        """Have the device resize and compute; return what waits for the rows, while the next batch can be launched."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.zeros((size, *self._crop, 3), dtype=torch.uint8, device=self.device)
+            if places:
+                found = resized(batch.to(self.device, non_blocking=True), resizings, self._crop,
+                                self._transform.interpolation, self._transform.fill)
+                if others:
+                    pixels[places] = found
+                else:
+                    pixels[: len(places)] = found
+            if others:
+                pixels[others] = torch.from_numpy(views).to(self.device)
+            rows = self.network(pixels)[: len(places) + len(others)]
+            if self.device.type != "cuda":
+                done = rows.cpu().numpy().astype(self.dtype, copy=False)
+                return lambda: done
+            host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            host.copy_(rows, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+
+        def waited() -> np.ndarray:
+            event.synchronize()
+            return host.numpy().astype(self.dtype, copy=True)
+
+        return waited
 
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         import torch

@@ -73,6 +73,25 @@ class Resizing:
     down_first: bool = False
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """An image that a device is to resize.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (H, W, 3)
+    resizing : Resizing
+    """
+
+    pixels: np.ndarray
+    resizing: Resizing
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pixels."""
+        return self.pixels.nbytes
+
+
 def resizing_of(transform: Transform, height: int, width: int) -> Resizing | None:
     """Return what a transform does to an image of this size, or None where only Pillow does the same.
 
@@ -225,18 +244,21 @@ def _weights(
     """Return (N, size, padded) float32: what each pixel of the images counts for each pixel of the results."""
     import torch
 
-    each = [_taps(side.length, side.size, interpolation) for side in sides]
-    most = max(weights.shape[1] for _, weights in each)
-    index = np.zeros((len(sides), size, most), np.int64)
-    values = np.zeros((len(sides), size, most), np.float32)
-    for number, (side, (pixels, weights)) in enumerate(zip(sides, each, strict=True)):
-        first, last = _place(side, size)
-        kept, taps = slice(side.first, side.last), weights.shape[1]
-        index[number, first:last, :taps] = pixels[kept] + side.start
-        values[number, first:last, :taps] = weights[kept]
-    dense = torch.zeros((len(sides), size, padded), device=device)
+    each = [_matrix(side, size, padded, interpolation, device) for side in sides]
+    return torch.stack(each) if len(set(sides)) > 1 else each[0].expand(len(each), -1, -1)
+
+
+@lru_cache(maxsize=512)
+def _matrix(side: Side, size: int, padded: int, interpolation: str, device: torch.device) -> torch.Tensor:
+    """Return the weights of one side, (size, padded), on the device: photographs come in few sizes."""
+    import torch
+
+    pixels, weights = _taps(side.length, side.size, interpolation)
+    first, last = _place(side, size)
+    kept, dense = slice(side.first, side.last), np.zeros((size, padded), np.float32)
     # no pixel has two weights that are not 0, so that the order of adding is all the same
-    return dense.scatter_add_(2, torch.from_numpy(index).to(device), torch.from_numpy(values).to(device))
+    np.add.at(dense, (np.arange(first, last)[:, None], pixels[kept] + side.start), weights[kept])
+    return torch.from_numpy(dense).to(device)
 
 
 @lru_cache(maxsize=4096)

@@ -29,6 +29,7 @@ from PIL import (
 )
 
 from ..errors import DataError, PipelineError
+from .jpeg import decode_ordinary, turned
 
 # Everything here that decides pixel values; it is part of a cache's spec, so a changed rule needs a new version.
 DECODE_RULES: dict[str, object] = {
@@ -188,12 +189,22 @@ def decode(
     UnreadableImageError
         No image, of no permitted format, truncated, damaged, too large, or with pixels that no rule scales.
     """
+    if jpeg is None and (ordinary := decode_ordinary(content, limits.max_pixels, needed)):
+        return Image.fromarray(np.ascontiguousarray(turned(*ordinary)))
     try:
         return _to_rgb(_upright(_load(content, limits, needed, jpeg)))
     except (PipelineError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, IndexError…
         raise UnreadableImageError(f"truncated or damaged: {error or type(error).__name__}") from error
+
+
+def decode_array(content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None = None,
+                 jpeg: JpegDecoder | None = None) -> np.ndarray:  # fmt: skip
+    """Return what `decode` does as a (H, W, 3) uint8 array; an ordinary JPEG file is never an image of Pillow's."""
+    if jpeg is None and (ordinary := decode_ordinary(content, limits.max_pixels, needed)):
+        return turned(*ordinary).copy()
+    return np.asarray(decode(content, limits, needed, jpeg))
 
 
 def _load(content: bytes, limits: Limits, needed: int | None, jpeg: JpegDecoder | None) -> Image.Image:
