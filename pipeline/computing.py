@@ -20,10 +20,9 @@ import numpy as np
 
 from .backbones import Backbone, Embedder, as_asked, description
 from .backbones.ahead import Ahead
-from .backbones.embedding import Indices, available_cores
+from .backbones.embedding import Indices, Ready, available_cores
 from .cluster import Cluster, address, connected, require_same, versions
 from .data import Dataset, UnreadableImageError
-from .data.device_resize import Decoded
 from .data.digests import DIGEST_BYTES
 from .errors import ClusterError, DataError, PipelineError
 from .store import Spec
@@ -248,7 +247,7 @@ class Reading:
     Attributes
     ----------
     whole : bool
-        Whether to return images as decoded instead, see `Backbone.decoded`.
+        Whether to return images as decoded instead, see `Backbone.encoded`.
     passing : set of int
         Images that could not be read just now; their content may be sound.
     """
@@ -256,7 +255,7 @@ class Reading:
     def __init__(self, dataset: Dataset, backbone: Backbone):
         self._dataset, self._backbone, self.passing, self.whole = dataset, backbone, set[int](), False
 
-    def __call__(self, index: int) -> np.ndarray | Decoded:
+    def __call__(self, index: int) -> Ready:
         try:
             content = self._dataset.read(index)
         except UnreadableImageError:
@@ -266,4 +265,4 @@ class Reading:
         if hashlib.sha256(content).digest()[:DIGEST_BYTES] != self._dataset.digests[index].tobytes():
             raise DataError(f"{self._dataset.paths[index]!r} changed while it was being extracted. Run the same "
                             "command again: what is done is kept.")
-        return (self._backbone.decoded if self.whole else self._backbone.pixels)(content, self._dataset.limits)
+        return (self._backbone.encoded if self.whole else self._backbone.pixels)(content, self._dataset.limits)

@@ -196,3 +196,46 @@ def test_changed_files_are_decoded_as_pillow_decodes_them_or_not_at_all():
             ours += 1
             np.testing.assert_array_equal(turned(*found), plainly(bytes(content)))
     assert ours > 20
+
+
+def test_files_that_a_device_decodes_come_out_upright_in_their_place_and_broken_ones_fall_back(folder, tmp_path, owned):
+    """With torchvision's decoder for processors in nvJPEG's place."""
+    backbone = resolve("efficientnet_lite0", decoder="nvjpeg")
+    dataset = load_dataset(str(folder), cache_dir=tmp_path)
+    engine = TorchEngine(backbone, "cpu", 4)
+    reading = Reading(dataset, backbone)
+    reading.whole = True
+    kinds = {}
+    for index in range(len(dataset)):
+        try:
+            kinds[index] = type(reading(index)).__name__
+        except PipelineError:
+            kinds[index] = "none"
+    assert set(kinds.values()) == {"Encoded", "Decoded", "ndarray", "none"}
+    rows, failures = Embedder(engine, 4, workers=0).embed(np.arange(len(dataset)), reading)
+    exact = Reading(dataset, resolve("efficientnet_lite0"))
+    expected, unread = Embedder(engine, 4, workers=0).embed(np.arange(len(dataset)), exact)
+    assert failures.keys() == unread.keys()
+    cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() > 0.99
+
+
+def test_a_file_that_the_device_cannot_decode_is_decoded_alone_or_named(folder, tmp_path, owned, monkeypatch):
+    from pipeline.data import nvjpeg
+
+    backbone = resolve("efficientnet_lite0", decoder="nvjpeg")
+    dataset = load_dataset(str(folder), cache_dir=tmp_path)
+    engine = TorchEngine(backbone, "cpu", 4)
+    reading = Reading(dataset, backbone)
+    reading.whole = True
+    expected, failures = Embedder(engine, 4, workers=0).embed(np.arange(len(dataset)), reading)
+
+    def refused(files, device):
+        raise nvjpeg.UndecodableError
+
+    monkeypatch.setattr(nvjpeg, "decode_batch", refused)
+    monkeypatch.setattr(nvjpeg, "decode", lambda content, header: None)  # Pillow decodes them
+    rows, again = Embedder(engine, 4, workers=0).embed(np.arange(len(dataset)), reading)
+    assert again == failures and rows.shape == expected.shape
+    cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() > 0.99

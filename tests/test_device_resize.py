@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.data import Transform, UnreadableImageError
-from pipeline.data.device_resize import Resizing, Side, resized, resizing_of
+from pipeline.data.device_resize import Plan, Resizing, Side, resized, resizing_of
 from pipeline.data.transforms import FITS, INTERPOLATIONS
 
 SIZES = [(427, 640), (640, 427), (375, 500), (333, 333), (224, 224), (50, 60), (37, 411), (1, 1), (90, 1), (300, 3)]
@@ -25,7 +25,7 @@ def photo(height: int, width: int) -> Image.Image:
 def on_device(images: list[Image.Image], transform: Transform) -> np.ndarray:
     tensors = [torch.from_numpy(np.array(image)) for image in images]
     how = [resizing_of(transform, image.height, image.width) for image in images]
-    return resized(tensors, how, transform.crop, transform.interpolation, transform.fill).numpy()
+    return resized(tensors, Plan.of(how, transform.crop, transform.interpolation), transform.fill).numpy()
 
 
 def assert_pillows_pixels(found: np.ndarray, expected: np.ndarray) -> None:
@@ -55,7 +55,7 @@ def test_a_part_of_each_image_is_resized_and_mirrored_as_by_pillow(interpolation
             part = part.resize(size, INTERPOLATIONS[interpolation])
         expected.append(np.asarray(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if number % 2 else part))
         images.append(torch.from_numpy(np.array(image)))
-    found = resized(images, how, (96, 128), interpolation).numpy()
+    found = resized(images, Plan.of(how, (96, 128), interpolation)).numpy()
     assert_pillows_pixels(found, np.stack(expected))
 
 
@@ -64,7 +64,7 @@ def test_what_lies_beyond_an_image_in_a_padded_batch_counts_nothing():
     image = photo(100, 120)
     batch = torch.full((1, 200, 200, 3), 255, dtype=torch.uint8)
     batch[0, :100, :120] = torch.from_numpy(np.array(image))
-    found = resized(batch, [resizing_of(transform, 100, 120)], (64, 64), "bilinear")
+    found = resized(batch, Plan.of([resizing_of(transform, 100, 120)], (64, 64), "bilinear"))
     assert_pillows_pixels(found.numpy()[0], transform(image))
 
 

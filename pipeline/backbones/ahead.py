@@ -9,9 +9,7 @@ from concurrent.futures import Future
 from itertools import islice
 from types import TracebackType
 
-import numpy as np
-
-from ..data.device_resize import Decoded
+from ..data.device_resize import Ready
 
 MOST_BYTES = 64 * 2**20  # of pixels held
 
@@ -37,9 +35,9 @@ class Ahead:
         What was done ahead, summed over threads.
     """
 
-    def __init__(self, function: Callable[[int], np.ndarray | Decoded], indices: Iterable[int], threads: int):
+    def __init__(self, function: Callable[[int], Ready], indices: Iterable[int], threads: int):
         self._function, self._rest, self._held, self.seconds = function, iter(indices), 0, 0.0
-        self._found: dict[int, Future[np.ndarray | Decoded]] = {}
+        self._found: dict[int, Future[Ready]] = {}
         self._enough, self._turn = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._work, name="ahead", daemon=True) for _ in range(threads)]
 
@@ -53,7 +51,7 @@ class Ahead:
         for thread in self._threads:
             thread.join()
 
-    def __call__(self, index: int) -> np.ndarray | Decoded:
+    def __call__(self, index: int) -> Ready:
         """Return the function's result for an index."""
         early = self._found.pop(index, None)
         return self._function(index) if early is None else early.result()
@@ -63,7 +61,7 @@ class Ahead:
         while not self._enough.is_set() and self._held < MOST_BYTES:
             with self._turn:
                 for index in islice(self._rest, 1):
-                    early = self._found[index] = Future[np.ndarray | Decoded]()
+                    early = self._found[index] = Future[Ready]()
                     break
                 else:
                     break

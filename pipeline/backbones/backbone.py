@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..data import nvjpeg
-from ..data.device_resize import Decoded, resizing_of
+from ..data.device_resize import Decoded, Encoded, resizing_of
+from ..data.jpeg import read_header
 from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, Limits, decode, decode_array
 from ..data.transforms import Transform
 from ..data.views import PLAIN, Views
@@ -143,6 +144,22 @@ class Backbone:
             If there is no image in it.
         """
         return self.views(self.decode(content, limits), content, self.transform)
+
+    def encoded(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | Decoded | Encoded:
+        """Return a file's content for a device that decodes, where that suits this file; else what `decoded` does.
+
+        Raises
+        ------
+        UnreadableImageError
+            See `decoded`.
+        """
+        header = read_header(content) if self.decoder == "nvjpeg" else None
+        if header and nvjpeg.suits(content, header) and header.height * header.width <= limits.max_pixels:
+            turned = header.orientation >= 5
+            size = (header.width, header.height) if turned else (header.height, header.width)
+            if (resizing := resizing_of(self.transform, *size)) is not None:
+                return Encoded(content, header.orientation, resizing, lambda: self.decoded(content, limits))
+        return self.decoded(content, limits)
 
     def decoded(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | Decoded:
         """Return the image in a file's content for a device that resizes: as it is, or its (1, H, W, 3) plain view

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..data import UnreadableImageError
-from ..data.device_resize import Decoded
+from ..data import UnreadableImageError, nvjpeg
+from ..data.device_resize import Encoded, Ready
 from .backbone import Backbone
 from .engine import Engine, Replicas, make_engine
 from .torch_engine import TorchEngine
@@ -72,7 +72,7 @@ class Embedder:
     def embed(
         self,
         indices: Indices,
-        pixels: Callable[[int], np.ndarray | Decoded],
+        pixels: Callable[[int], Ready],
         done: Callable[[int], object] = lambda n: None,
         views: int = 1,
     ) -> tuple[np.ndarray, dict[int, str]]:
@@ -83,7 +83,7 @@ class Embedder:
         indices : sequence of int, length N
         pixels : callable
             From an index to its (V, H, W, 3) uint8 views, see `Backbone.pixels`, or, for an engine that `resizes`, its
-            image as decoded, see `Backbone.decoded`; raises `UnreadableImageError` for one that has none.
+            image as decoded, see `Backbone.encoded`; raises `UnreadableImageError` for one that has none.
         done : callable
             Told after each batch how many images it held.
         views : int
@@ -101,18 +101,16 @@ class Embedder:
         StoppedError
             If the work is being given up.
         """
-        rows, failures = [np.empty((0, self.engine.features), self.engine.dtype)], {}
+        rows, failures = [np.empty((0, self.engine.features), self.engine.dtype)], dict[int, str]()
         for batch in self.batches(indices, views):
-            found = []
+            found: dict[int, Ready] = {}
             for index in map(int, batch):
                 if self._stop.is_set():
                     raise StoppedError
-                try:
-                    found.append(pixels(index))
-                except UnreadableImageError as error:
-                    failures[index] = str(error)
+                with _noting(failures, index):
+                    found[index] = pixels(index)
             if found:
-                rows += self._forward(found)
+                rows += self._forward(found, failures)
             done(len(batch))
         every = np.concatenate(rows)
         return (every if views == 1 else every.reshape(-1, views, every.shape[1])), failures
@@ -122,11 +120,18 @@ class Embedder:
         images = max(1, self.batch_size // views)
         return [indices[start : start + images] for start in range(0, len(indices), images)]
 
-    def _forward(self, found: Sequence[np.ndarray | Decoded]) -> list[np.ndarray]:
-        """Run images through the engine, in batches: (V, H, W, 3) views, or what the engine resizes."""
-        if isinstance(self.engine, (TorchEngine, Replicas)) and any(isinstance(one, Decoded) for one in found):
-            return [self.engine.images(found)]
-        pixels, size = np.concatenate([one for one in found if isinstance(one, np.ndarray)]), self.batch_size
+    def _forward(self, found: dict[int, Ready], failures: dict[int, str]) -> list[np.ndarray]:
+        """Run images through the engine, in batches: their views, or what the device makes these from."""
+        views = [one for one in found.values() if isinstance(one, np.ndarray)]
+        if len(views) < len(found):
+            assert isinstance(self.engine, (TorchEngine, Replicas))
+            try:
+                return [self.engine.images(list(found.values()))]
+            except nvjpeg.UndecodableError:
+                return self._forward(_one_by_one(found, failures), failures)
+        if not views:
+            return []
+        pixels, size = np.concatenate(views), self.batch_size
         return [self.engine(pixels[start : start + size]) for start in range(0, len(pixels), size)]
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], ahead: int = 2) -> Iterator[Result]:
@@ -171,6 +176,24 @@ class Embedder:
     def _torch(self) -> Any:
         """Return torch where it computes on cores; who has not imported it does not need it."""
         return sys.modules.get("torch") if self.engine.on_cpu else None
+
+
+@contextmanager
+def _noting(failures: dict[int, str], index: int) -> Iterator[None]:
+    """Keep the reason why an image could not be read."""
+    try:
+        yield
+    except UnreadableImageError as error:
+        failures[index] = str(error)
+
+
+def _one_by_one(found: dict[int, Ready], failures: dict[int, str]) -> dict[int, Ready]:
+    """Decode files that could not be decoded together."""
+    decoded: dict[int, Ready] = {}
+    for index, one in found.items():
+        with _noting(failures, index):
+            decoded[index] = one.decoded() if isinstance(one, Encoded) else one
+    return decoded
 
 
 def available_cores() -> int:

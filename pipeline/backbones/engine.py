@@ -20,7 +20,7 @@ from .backbone import Backbone
 from .batches import CPU_BATCH
 
 if TYPE_CHECKING:
-    from ..data.device_resize import Decoded
+    from ..data.device_resize import Ready
     from .torch_engine import TorchEngine
 
 ENGINES = ("auto", "torch", "openvino", "compile")
@@ -152,7 +152,7 @@ class Replicas:
         """Compute features on the accelerator of the calling thread."""
         return self._engine()(pixels)
 
-    def images(self, found: Sequence[Decoded | np.ndarray]) -> np.ndarray:
+    def images(self, found: Sequence[Ready]) -> np.ndarray:
         """Resize there too, see `TorchEngine.images`."""
         return self._engine().images(found)
 

@@ -6,11 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.device_resize import Decoded, Resizing, resized
+from ..data import nvjpeg
+from ..data.device_resize import Decoded, Encoded, Plan, Ready, resized
 from ..errors import PipelineError, UnknownNameError
 from .allocator import keep_freed_memory
 from .backbone import Backbone
@@ -20,7 +22,25 @@ if TYPE_CHECKING:
     import torch
 
 
-ALIGNED = 32  # pixels of which the sides of a batch on the device are multiples
+@dataclass(frozen=True)
+class _Staged:
+    """A batch on its way to the device.
+
+    Parameters
+    ----------
+    count : int
+        Images in it.
+    groups : list
+        Of images as decoded and of files: their places in the batch, what there is of them, and the plan to resize.
+    places : list of int
+        Of plain views that are ready.
+    views : (N, H, W, 3) uint8 array or None
+    """
+
+    count: int
+    groups: list[tuple[list[int], Any, Plan | None]]
+    places: list[int]
+    views: np.ndarray | None
 
 
 class TorchEngine:
@@ -84,7 +104,7 @@ class TorchEngine:
         usual = CPU_BATCH if self.on_cpu else USUAL
         self.batch_size, self._asked = batch_size or usual, batch_size is not None
         with one_thread():
-            self.network: Any = PreparedNetwork(backbone, kind).to(self.device)
+            self.network: Any = PreparedNetwork(backbone, kind, self.device.type).to(self.device)
             if self._owner:
                 self._owner.submit(self._warm_up).result()
             else:
@@ -125,25 +145,28 @@ class TorchEngine:
         waiting = [self._owner.submit(self._fitting, filled(part, size)) for part in parts]
         return np.concatenate([each.result()[: len(part)] for part, each in zip(parts, waiting, strict=True)])
 
-    def images(self, found: Sequence[Decoded | np.ndarray]) -> np.ndarray:
-        """Compute features of images as decoded, which the device resizes, and of plain views that are ready.
+    def images(self, found: Sequence[Ready]) -> np.ndarray:
+        """Compute features of images that the device decodes or resizes, and of plain views that are ready.
 
         Parameters
         ----------
-        found : sequence of Decoded, or (1, H, W, 3) uint8 arrays
+        found : sequence of Encoded, Decoded, or (1, H, W, 3) uint8 arrays
 
         Returns
         -------
         ndarray of `dtype`, shape (N, D)
+
+        Raises
+        ------
+        UndecodableError
+            If the device could not decode one of the files.
         """
         import torch
 
         assert self._owner is not None
-        if not found:
-            return np.empty((0, self.features), self.dtype)
         size = self.batch_size
         try:
-            waiting = (self._owner.submit(self._launch, *self._staged(found[start : start + size]), size)
+            waiting = (self._owner.submit(self._launch, self._staged(found[start : start + size]), size)
                        for start in range(0, len(found), size))
             return np.concatenate([each.result()() for each in waiting])
         except torch.OutOfMemoryError:
@@ -152,21 +175,22 @@ class TorchEngine:
             self.batch_size = self._fitting.halve(size)
         return self.images(found)
 
-    def _staged(
-        self, part: Sequence[Decoded | np.ndarray]
-    ) -> tuple[torch.Tensor, list[Resizing], list[int], np.ndarray, list[int]]:
-        """Return images side by side in this thread's page-locked memory, with what is to become of each and their
-        places in the batch; and those that are ready, with theirs."""
-        raw = {place: one for place, one in enumerate(part) if isinstance(one, Decoded)}
-        ready = {place: one for place, one in enumerate(part) if isinstance(one, np.ndarray)}
-        height, width = (max((one.pixels.shape[side] for one in raw.values()), default=0) for side in (0, 1))
-        width = -(-width // ALIGNED) * ALIGNED  # few sizes of batch, and of weights
-        height = -(-height // ALIGNED) * ALIGNED
-        batch = self._page_locked(len(raw) * height * width * 3).view(len(raw), height, width, 3)
-        for into, one in zip(batch.numpy(), raw.values(), strict=True):
+    def _staged(self, part: Sequence[Ready]) -> _Staged:
+        """Lay out a batch in this thread, so that the device's own has little to do."""
+        decoded = {place: one for place, one in enumerate(part) if isinstance(one, Decoded)}
+        files = {place: one for place, one in enumerate(part) if isinstance(one, Encoded)}
+        views = {place: one for place, one in enumerate(part) if isinstance(one, np.ndarray)}
+        height, width = (max((one.pixels.shape[side] for one in decoded.values()), default=0) for side in (0, 1))
+        batch = self._page_locked(len(decoded) * height * width * 3).view(len(decoded), height, width, 3)
+        for into, one in zip(batch.numpy(), decoded.values(), strict=True):
             into[: one.pixels.shape[0], : one.pixels.shape[1]] = one.pixels
-        views = np.concatenate(list(ready.values())) if ready else np.empty((0, *self._crop, 3), np.uint8)
-        return batch, [one.resizing for one in raw.values()], list(raw), views, list(ready)
+        return _Staged(len(part), [(list(decoded), batch, self._plan(list(decoded.values()))),
+                                   (list(files), list(files.values()), self._plan(list(files.values())))],
+                       list(views), np.concatenate(list(views.values())) if views else None)
+
+    def _plan(self, images: Sequence[Decoded | Encoded]) -> Plan | None:
+        return Plan.of([one.resizing for one in images], self._crop, self._transform.interpolation,
+                       self.device.type == "cuda") if images else None
 
     def _page_locked(self, size: int) -> torch.Tensor:
         """Return this thread's bytes, from which a copy to the device needs no processor."""
@@ -176,23 +200,22 @@ class TorchEngine:
             self._staging.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return self._staging.bytes[:size]
 
-    def _launch(self, batch: torch.Tensor, resizings: list[Resizing], places: list[int], views: np.ndarray,
-                others: list[int], size: int) -> Callable[[], np.ndarray]:  # fmt: skip
+    def _launch(self, staged: _Staged, size: int) -> Callable[[], np.ndarray]:
         """Have the device resize and compute; return what waits for the rows, while the next batch can be launched."""
         import torch
 
         with torch.inference_mode():
             pixels = torch.zeros((size, *self._crop, 3), dtype=torch.uint8, device=self.device)
-            if places:
-                found = resized(batch.to(self.device, non_blocking=True), resizings, self._crop,
-                                self._transform.interpolation, self._transform.fill)
-                if others:
-                    pixels[places] = found
-                else:
-                    pixels[: len(places)] = found
-            if others:
-                pixels[others] = torch.from_numpy(views).to(self.device)
-            rows = self.network(pixels)[: len(places) + len(others)]
+            for places, images, plan in staged.groups:
+                if plan is not None:
+                    there = (images.to(self.device, non_blocking=True) if isinstance(images, torch.Tensor)
+                             else nvjpeg.decode_batch(images, self.device))
+                    # a slice where nothing lies between: places would be a copy of their own to the device
+                    pixels[places if len(places) < staged.count else slice(len(places))] = resized(
+                        there, plan, self._transform.fill)
+            if staged.views is not None:
+                pixels[staged.places] = torch.from_numpy(staged.views).to(self.device)
+            rows = self.network(pixels)[: staged.count]
             if self.device.type != "cuda":
                 done = rows.cpu().numpy().astype(self.dtype, copy=False)
                 return lambda: done

@@ -74,6 +74,32 @@ class Resizing:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A JPEG file that a device is to decode, turn and resize.
+
+    Parameters
+    ----------
+    content : bytes
+    orientation : int
+        1 to 8, as in EXIF.
+    resizing : Resizing
+        Of the image once it is upright.
+    decoded : callable
+        Returns the image as decoded without the others of its batch, see `Backbone.decoded`.
+    """
+
+    content: bytes
+    orientation: int
+    resizing: Resizing
+    decoded: Callable[[], np.ndarray | Decoded]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file."""
+        return len(self.content)
+
+
+@dataclass(frozen=True)
 class Decoded:
     """An image that a device is to resize.
 
@@ -90,6 +116,10 @@ class Decoded:
     def nbytes(self) -> int:
         """Of the pixels."""
         return self.pixels.nbytes
+
+
+Ready = np.ndarray | Decoded | Encoded
+"""What there is of an image: its views, (V, H, W, 3) uint8, or what the device is to make them from."""
 
 
 def resizing_of(transform: Transform, height: int, width: int) -> Resizing | None:
@@ -124,57 +154,74 @@ def _pillow_goes_down_first(height: int, width: int, down: int, across: int, int
     return found.tobytes() == first.resize((across, down), method).tobytes()
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What resizing a batch takes: made by whoever decodes, so that the thread of the device need not.
+
+    Parameters
+    ----------
+    resizings : sequence of Resizing
+        One an image.
+    size : tuple of int
+        Height and width of the output; a smaller result is put in its middle.
+    rows, columns : pair of tensors
+        See `_taps_of`.
+    """
+
+    resizings: Sequence[Resizing]
+    size: tuple[int, int]
+    rows: tuple[torch.Tensor, torch.Tensor]
+    columns: tuple[torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def of(cls, resizings: Sequence[Resizing], size: tuple[int, int], interpolation: str, pin: bool = False) -> Plan:
+        """Return the plan for images that are resized in these ways; `pin`: in page-locked memory."""
+        return cls(resizings, size, _taps_of([each.rows for each in resizings], size[0], interpolation, pin),
+                   _taps_of([each.columns for each in resizings], size[1], interpolation, pin))
+
+
 def resized(
-    images: Sequence[torch.Tensor] | torch.Tensor,
-    resizings: Sequence[Resizing],
-    size: tuple[int, int],
-    interpolation: str,
-    fill: tuple[int, int, int] = (0, 0, 0),
-) -> torch.Tensor:
+    images: Sequence[torch.Tensor] | torch.Tensor, plan: Plan, fill: tuple[int, int, int] = (0, 0, 0)
+) -> torch.Tensor:  # fmt: skip
     """Resize images on the device that they are on.
 
     Parameters
     ----------
     images : N uint8 tensors of shape (H, W, 3), or one of shape (N, H, W, 3)
         Of different sizes; in the one tensor each image begins in the upper left corner, and the rest is ignored.
-    resizings : N Resizing
-        One an image.
-    size : tuple of int
-        Height and width of the output; a smaller result is put in its middle.
-    interpolation : str
-        One of `INTERPOLATIONS`.
+    plan : Plan
+        For these N.
     fill : tuple of int
         Colour around a smaller result.
 
     Returns
     -------
     torch.Tensor
-        Shape (N, *size, 3), uint8, on the same device.
+        Shape (N, *plan.size, 3), uint8, on the same device.
     """
     import torch
 
     batch = images if isinstance(images, torch.Tensor) else _together(images)
+    orders = {each.down_first for each in plan.resizings}
     with torch.inference_mode(), _exact_products():
-        pixels = batch.new_empty((len(batch), 3, *size))
-        for down_first in (False, True):
-            chosen = [number for number, each in enumerate(resizings) if each.down_first is down_first]
-            if chosen:
-                part = batch if len(chosen) == len(batch) else batch[chosen]
-                pixels[chosen] = _products(part, [resizings[number] for number in chosen], size, interpolation)
-        return _finished(pixels.permute(0, 2, 3, 1), resizings, size, fill).contiguous()
+        if len(orders) == 1:
+            pixels = _products(batch, plan, slice(None), orders.pop())
+        else:
+            pixels = batch.new_empty((len(batch), 3, *plan.size))
+            for down_first in (False, True):
+                chosen = [number for number, each in enumerate(plan.resizings) if each.down_first is down_first]
+                pixels[chosen] = _products(batch[chosen], plan, chosen, down_first)
+        return _finished(pixels.permute(0, 2, 3, 1), plan.resizings, plan.size, fill).contiguous()
 
 
-def _products(
-    batch: torch.Tensor, resizings: Sequence[Resizing], size: tuple[int, int], interpolation: str
-) -> torch.Tensor:  # fmt: skip
+def _products(batch: torch.Tensor, plan: Plan, which: slice | list[int], down_first: bool) -> torch.Tensor:
     """Return (N, 3, *size) uint8 of a (N, H, W, 3) batch whose images all have the same side resized first."""
     import torch
 
-    down = _weights([each.rows for each in resizings], size[0], batch.shape[1], interpolation, batch.device)[:, None]
-    across = _weights([each.columns for each in resizings], size[1], batch.shape[2], interpolation, batch.device)
-    across = across.transpose(1, 2)[:, None]
+    down = _dense(plan.rows, which, batch.shape[1], batch.device)[:, None]
+    across = _dense(plan.columns, which, batch.shape[2], batch.device).transpose(1, 2)[:, None]
     values = batch.permute(0, 3, 1, 2).to(torch.float32)
-    if resizings[0].down_first:
+    if down_first:
         return _along_rows(_along_columns(values, down), across).to(torch.uint8)
     return _along_columns(_along_rows(values, across), down).to(torch.uint8)
 
@@ -238,30 +285,37 @@ def _place(side: Side, size: int) -> tuple[int, int]:
     return first, first + kept
 
 
-def _weights(
-    sides: Sequence[Side], size: int, padded: int, interpolation: str, device: torch.device
+def _taps_of(
+    sides: Sequence[Side], size: int, interpolation: str, pin: bool
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Return which pixels of the images make up each of the results, (N, size, k) int32, and with which weights."""
+    import torch
+
+    each = [_taps(side.length, side.size, interpolation) for side in sides]
+    shape = len(sides), size, max(weights.shape[1] for _, weights in each)
+    index = torch.zeros(shape, dtype=torch.int32, pin_memory=pin)
+    values = torch.zeros(shape, dtype=torch.float32, pin_memory=pin)
+    for side, (pixels, weights), own_index, own_values in zip(sides, each, index.numpy(), values.numpy(), strict=True):
+        first, last = _place(side, size)
+        kept, taps = slice(side.first, side.last), weights.shape[1]
+        own_index[first:last, :taps] = pixels[kept] + side.start
+        own_values[first:last, :taps] = weights[kept]
+    return index, values
+
+
+def _dense(
+    taps: tuple[torch.Tensor, torch.Tensor], which: slice | list[int], padded: int, device: torch.device
 ) -> torch.Tensor:  # fmt: skip
-    """Return (N, size, padded) float32: what each pixel of the images counts for each pixel of the results."""
+    """Return (N, size, padded) float32 on the device: what each pixel of the images counts for each of the results."""
     import torch
 
-    each = [_matrix(side, size, padded, interpolation, device) for side in sides]
-    return torch.stack(each) if len(set(sides)) > 1 else each[0].expand(len(each), -1, -1)
-
-
-@lru_cache(maxsize=512)
-def _matrix(side: Side, size: int, padded: int, interpolation: str, device: torch.device) -> torch.Tensor:
-    """Return the weights of one side, (size, padded), on the device: photographs come in few sizes."""
-    import torch
-
-    pixels, weights = _taps(side.length, side.size, interpolation)
-    first, last = _place(side, size)
-    kept, dense = slice(side.first, side.last), np.zeros((size, padded), np.float32)
+    index, values = (each[which].to(device, non_blocking=True) for each in taps)
+    dense = torch.zeros((*index.shape[:2], padded), device=device)
     # no pixel has two weights that are not 0, so that the order of adding is all the same
-    np.add.at(dense, (np.arange(first, last)[:, None], pixels[kept] + side.start), weights[kept])
-    return torch.from_numpy(dense).to(device)
+    return dense.scatter_add_(2, index.long(), values)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def _taps(length: int, size: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
     """Return which of `length` pixels make up each of `size`, and with which weights: (size, k) int64 and float32.
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from ..errors import PipelineError
+from .jpeg import JpegHeader
+
+if TYPE_CHECKING:
+    import torch
+
+    from .device_resize import Encoded
 
 RULE = "whole JPEG files of YCbCr by nvJPEG, through torchvision; all others by Pillow"
 _own = threading.local()
@@ -67,6 +75,47 @@ def decode(content: bytes, header: JpegImagePlugin.JpegImageFile, device: str = 
     image = Image.fromarray(pixels)
     image.info = header.info  # which holds the orientation
     return image
+
+
+class UndecodableError(Exception):
+    """The device could not decode a batch of files; which one is to be found out one by one."""
+
+
+def suits(content: bytes, header: JpegHeader) -> bool:
+    """Tell whether a file is one that the device decodes: whole, of three components, not progressive."""
+    return not header.grey and not header.progressive and content.endswith(b"\xff\xd9")
+
+
+def decode_batch(files: Sequence[Encoded], device: torch.device) -> list[torch.Tensor]:
+    """Return the images of JPEG files, (H, W, 3) uint8 on the device, upright.
+
+    Raises
+    ------
+    UndecodableError
+        If any could not be decoded.
+    """
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    data = [torch.frombuffer(bytearray(file.content), dtype=torch.uint8) for file in files]
+    try:
+        if device.type == "cuda":
+            images = decode_jpeg(data, ImageReadMode.RGB, device=device)
+        else:
+            images = [decode_jpeg(each, ImageReadMode.RGB) for each in data]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UndecodableError from error
+    return [_turned(image.permute(1, 2, 0), file.orientation) for image, file in zip(images, files, strict=True)]
+
+
+def _turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Return an image upright, as `jpeg.turned` does."""
+    if orientation >= 5:
+        image = image.transpose(0, 1)
+    flips = [side for side, which in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))) if orientation in which]
+    return image.flip(flips) if flips else image
 
 
 def _is_ycbcr(header: JpegImagePlugin.JpegImageFile) -> bool:
