@@ -16,7 +16,7 @@ from ..data.device_resize import Decoded, Encoded, Plan, Ready, resized
 from ..errors import PipelineError, UnknownNameError
 from .allocator import keep_freed_memory
 from .backbone import Backbone
-from .batches import CPU_BATCH, USUAL, FittingBatches, filled
+from .batches import CPU_BATCH, CUDA_BATCH, USUAL, FittingBatches, filled
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +101,8 @@ class TorchEngine:
         self._transform, self._crop = backbone.transform, backbone.transform.crop
         self.resizes = owned
         self._staging = threading.local()  # each decoding thread's own
-        usual = CPU_BATCH if self.on_cpu else USUAL
+        self._graph: tuple[int, torch.Tensor, torch.cuda.CUDAGraph, torch.Tensor] | None = None
+        usual = {"cuda": CUDA_BATCH, "cpu": CPU_BATCH}.get(self.device.type, USUAL)
         self.batch_size, self._asked = batch_size or usual, batch_size is not None
         with one_thread():
             self.network: Any = PreparedNetwork(backbone, kind, self.device.type).to(self.device)
@@ -118,6 +119,48 @@ class TorchEngine:
         self.batch_size = self._fitting.most or self.batch_size
         if not self._asked:
             self.notes.clear()  # nobody asked for the batch that was too large
+        if self.device.type == "cuda":
+            self._capture(self.batch_size)
+
+    def _capture(self, size: int) -> None:
+        """Record the forward pass as a CUDA graph, which one call replays.
+
+        Every operation by itself would wait for the interpreter's lock behind the decoding threads: 150 times a batch.
+        """
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.zeros((size, *self._crop, 3), dtype=torch.uint8, device=self.device)
+            graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
+            aside.wait_stream(torch.cuda.current_stream(self.device))
+            try:
+                with torch.cuda.stream(aside):
+                    self.network(pixels)  # what a stream sets up when it is first used is not to be recorded
+                torch.cuda.current_stream(self.device).wait_stream(aside)
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    rows = self.network(pixels)
+            except RuntimeError as error:  # a network may do what cannot be recorded
+                torch.cuda.synchronize(self.device)
+                self._graph = None
+                self.notes.append(f"The network cannot be replayed as a CUDA graph ({str(error).splitlines()[0]}): its "
+                                  "operations are started one by one, which is slower.")
+                return
+        self._graph = size, pixels, graph, rows
+
+    def _batch(self, size: int) -> torch.Tensor:
+        """Return the pixels of a batch on the device, to be filled and given to `_computed`."""
+        import torch
+
+        if self._graph and self._graph[0] == size:
+            return self._graph[1]
+        return torch.zeros((size, *self._crop, 3), dtype=torch.uint8, device=self.device)
+
+    def _computed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the rows of what `_batch` returned; the next call may overwrite them."""
+        if self._graph and pixels is self._graph[1]:
+            self._graph[2].replay()
+            return self._graph[3]
+        return self.network(pixels)
 
     def _prepare(self) -> None:
         """Make `network` faster still."""
@@ -196,7 +239,7 @@ class TorchEngine:
         """Return this thread's bytes, from which a copy to the device needs no processor."""
         import torch
 
-        if len(getattr(self._staging, "bytes", "")) < size:
+        if not size or len(getattr(self._staging, "bytes", "")) < size:
             self._staging.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return self._staging.bytes[:size]
 
@@ -205,7 +248,7 @@ class TorchEngine:
         import torch
 
         with torch.inference_mode():
-            pixels = torch.zeros((size, *self._crop, 3), dtype=torch.uint8, device=self.device)
+            pixels = self._batch(size)
             for places, images, plan in staged.groups:
                 if plan is not None:
                     there = (images.to(self.device, non_blocking=True) if isinstance(images, torch.Tensor)
@@ -215,7 +258,7 @@ class TorchEngine:
                         there, plan, self._transform.fill)
             if staged.views is not None:
                 pixels[staged.places] = torch.from_numpy(staged.views).to(self.device)
-            rows = self.network(pixels)[: staged.count]
+            rows = self._computed(pixels)[: staged.count]
             if self.device.type != "cuda":
                 done = rows.cpu().numpy().astype(self.dtype, copy=False)
                 return lambda: done
@@ -237,7 +280,8 @@ class TorchEngine:
             batch = torch.from_numpy(pixels)
             if self.device.type == "cuda":
                 batch = batch.pin_memory()  # from there the copy needs no processor, and others go on meanwhile
-            rows = self.network(batch.to(self.device, non_blocking=True))
+            there = self._batch(len(batch)).copy_(batch, non_blocking=True) if self._graph else batch.to(self.device)
+            rows = self._computed(there)
             return rows.cpu().numpy().astype(self.dtype, copy=False)
 
 
