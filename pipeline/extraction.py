@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .backbones import Backbone, description
+from .backbones.engine import accelerated
 from .computing import computer_of
 from .data import Dataset
 from .errors import CacheError, DataError
@@ -105,7 +106,8 @@ def extract_features(
     path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
     earlier = _seconds_so_far(path)
     with CacheWriter.open(path, backbone.spec, part_rows=part_rows, progress=progress) as writer:
-        plan = writer.plan(dataset.digests, retry_failed=retry_failed)
+        fast = scheduler is None and accelerated(device, engine)
+        plan = writer.plan(dataset.digests, retry_failed=retry_failed, accelerated=fast)
         computed, seconds, remarks = 0, 0.0, list[str]()
         if plan.blocks:
             # the network is built, or the cluster reached, only now: a run that finds every row needs neither

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,6 @@ from .backbone import Backbone
 from .engine import Engine, Replicas, make_engine
 from .torch_engine import TorchEngine
 
-TURN = 5e-4  # seconds
 Indices = Sequence[int] | np.ndarray
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -146,9 +145,7 @@ class Embedder:
             return
         self._stop.clear()
         pending: deque[Future[Result]] = deque()
-        # or the one thread that runs the device waits long for the many that decode
-        turns = nullcontext() if self.engine.on_cpu else _short_turns()
-        with turns, self._cores_shared() as share, ThreadPoolExecutor(self.workers, "embed", share) as executor:
+        with self._cores_shared() as share, ThreadPoolExecutor(self.workers, "embed", share) as executor:
             try:
                 for job in jobs:
                     pending.append(executor.submit(function, job))
@@ -179,17 +176,6 @@ class Embedder:
     def _torch(self) -> Any:
         """Return torch where it computes on cores; who has not imported it does not need it."""
         return sys.modules.get("torch") if self.engine.on_cpu else None
-
-
-@contextmanager
-def _short_turns() -> Iterator[None]:
-    """Have Python's threads hand over their lock every half millisecond, ten times as often as usual."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(TURN)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 @contextmanager

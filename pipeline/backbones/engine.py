@@ -131,6 +131,11 @@ def _on_cpu(device: str) -> bool:
     return sys.platform == "linux" and "+xpu" not in installed("torch") and not any(map(os.path.exists, drivers))
 
 
+def accelerated(device: str, engine: str) -> bool:
+    """Tell whether an accelerator will probably run the network, without asking torch."""
+    return engine != "openvino" and not _on_cpu(device)
+
+
 class Replicas:
     """One backbone on several accelerators, each of which serves its share of the calling threads."""
 

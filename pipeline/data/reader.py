@@ -151,14 +151,26 @@ def read_bytes(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
         raise UnreadableImageError(str(error)) from error
     if held:
         return held[0].read(held[1], limits)
-    with open_regular(path, limits) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
-        # not the limit at once: a buffer of that size would be allocated for every image
-        size = os.fstat(descriptor).st_size
-        content = file.read(min(size, limits.max_bytes) + 1)
-        if len(content) > size:
-            content += file.read(limits.max_bytes + 1 - len(content))
+    with open_regular(path, limits) as descriptor:
+        content = _read_whole(descriptor, limits.max_bytes)
     if len(content) > limits.max_bytes:
         raise UnreadableImageError(f"grew past the limit of {limits.max_bytes:,} bytes while being read")
+    return content
+
+
+def _read_whole(descriptor: int, most: int) -> bytes:
+    """Return what a file holds, of a large one `most` bytes and one more.
+
+    By the system's own calls, as few as can be: at each Python hands its lock to another thread and waits for it
+    again, and a file object makes twice as many.
+    """
+    # not the limit at once: a buffer of that size would be allocated for every image
+    size = min(os.fstat(descriptor).st_size, most)
+    content = os.read(descriptor, size + 1)
+    while len(content) != size and len(content) <= most:  # cut short by the system, or growing
+        if not (more := os.read(descriptor, min(most + 1 - len(content), 2**20))):
+            break
+        content += more
     return content
 
 

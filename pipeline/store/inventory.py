@@ -34,8 +34,9 @@ class Inventory:
         self.notes: list[str] = []
         self._places, self._spec, self._disk, self._progress = places, spec, disk, progress
 
-    def take(self, ledger: Ledger, siblings: list, retry_failed: bool) -> tuple[BlockPlan, bool]:
-        """Enter every row that exists into the ledger.
+    def take(self, ledger: Ledger, siblings: list, retry_failed: bool,
+             accelerated: bool = False) -> tuple[BlockPlan, bool]:  # fmt: skip
+        """Enter every row that exists into the ledger, and divide the images that have none, see `block_size`.
 
         Returns
         -------
@@ -57,7 +58,7 @@ class Inventory:
         for shard in committed:
             ledger.learn(shard, failures=not retry_failed)
         unknown = ledger.unknown
-        return BlockPlan(self._spec, unknown, block_size(len(unknown))), False
+        return BlockPlan(self._spec, unknown, block_size(len(unknown), accelerated)), False
 
     def _learn_from_files(self, ledger: Ledger, siblings: list, retry_failed: bool) -> None:
         self.own = self._open_own()

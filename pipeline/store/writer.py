@@ -119,7 +119,7 @@ class CacheWriter:
         """What was found amiss and done about it, one line each, for the user."""
         return self._inventory.notes
 
-    def plan(self, digests: np.ndarray, *, retry_failed: bool = False) -> Plan:
+    def plan(self, digests: np.ndarray, *, retry_failed: bool = False, accelerated: bool = False) -> Plan:
         """Find the rows that exist, and divide the images that have none into blocks.
 
         Rows are looked for in the complete file that is to be replaced, in siblings, in files set aside
@@ -131,6 +131,8 @@ class CacheWriter:
             Content digest of each listed image; repeats are computed once.
         retry_failed : bool
             Try images again that failed before under the same spec, as is sensible after a limit was raised.
+        accelerated : bool
+            Whether an accelerator will compute the rows, see `block_size`.
 
         Raises
         ------
@@ -140,7 +142,7 @@ class CacheWriter:
         ledger = self._ledger = Ledger(digests)
         self._publisher = replace(self._publisher, ledger=ledger)
         with explained(self.path, self._room_needed):
-            plan, resumed = self._inventory.take(ledger, self._siblings, retry_failed)
+            plan, resumed = self._inventory.take(ledger, self._siblings, retry_failed, accelerated)
             for number, keys in enumerate(plan.blocks):
                 images = find(ledger.keys, keys)[0]
                 if (ledger.source[images] == UNKNOWN).any():
