@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = ("test", "val")  # what a figure is taken on: the first of these that there is
 CHUNK = 8192  # rows read at a time
+UNREACHED = "{}: its optimum was not reached; give a stronger penalty (a smaller --C), or --set max_iter=N with more."
 NOTHING_RANDOM = "{}: nothing in it is random, so every seed gives the same head, and --repeats trained it once."
 
 
@@ -164,6 +165,8 @@ def fit_head(
     notes: tuple[str, ...] = ()
     if repeats > 1 and not fitted.random:
         repeats, notes = 1, (NOTHING_RANDOM.format(name),)
+    if not getattr(fitted, "converged_", True):
+        notes += (UNREACHED.format(name),)
     heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
     spread = _spread(cache, heads, tta)
     seconds = (time.perf_counter() - begin) / max(1, repeats if sweep is None else 1)

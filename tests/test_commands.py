@@ -447,6 +447,10 @@ def test_a_sweep_chooses_on_train_alone_and_tells_what_it_tried(tiles, warm):
         rows = list(csv.DictReader(file))
     assert [row["C"] for row in rows] == ["0.001", "1"]
     assert [row["chosen"] for row in rows].count("True") == 1
+    assert run["choice"]["candidates"] == 2 and 1 <= run["choice"]["in_reach"] <= 2
+    assert run["choice"]["settings"]["C"] == float(next(row["C"] for row in rows if row["chosen"] == "True"))
+    code, out, _ = warm.run("train-head", "--data", tiles, "--head", "logistic", "--grid", "C=0.001,1", "--folds", 3)
+    assert code == 0 and "the least log loss of the" in out and "3-fold cross-validation on train" in out
     assert warm.json("train-head", "--data", tiles, "--head", "knn", "--sweep", "--select-on", "val")["runs"][0][
         "selection"] == "val"
     assert "cv" in warm.error("train-head", "--data", tiles, "--sweep", "--select-on", "test")
@@ -458,6 +462,27 @@ def test_repeats_tell_the_spread_over_seeds(tiles, warm):
     run = warm.json("train-head", "--data", tiles, "--head", "linear", "--epochs", 2, "--repeats", 3)["runs"][0]
     assert len(run["repeats"]["val"]["accuracies"]) == 3
     assert run["repeats"]["val"]["mean"] == pytest.approx(np.mean(run["repeats"]["val"]["accuracies"]))
+    for words in (["knn"], ["logistic", "--C", 1]):
+        code, out, err = warm.run("train-head", "--data", tiles, "--repeats", 3, "--head", *words)
+        assert code == 0 and "standard deviation" not in out
+        assert "nothing in it is random" in err
+
+
+def test_what_a_head_chose_by_itself_is_said_and_a_head_without_epochs_was_not_chosen_by_the_last(tiles, warm):
+    code, out, _ = warm.run("train-head", "--data", tiles)
+    assert code == 0 and "the strongest penalty of" in out and "training images left out" in out
+    runs = warm.json("train-head", "--data", tiles, "--head", "logistic,ridge,knn,linear")["runs"]
+    assert {run["head"]: run["selection"] for run in runs} == {
+        "logistic": "cv", "ridge": "cv", "knn": "none", "linear": "val"}
+    assert {run["head"] for run in runs if run.get("choice")} == {"logistic", "ridge"}
+    assert warm.json("train-head", "--data", tiles, "--C", 1)["runs"][0]["selection"] == "none"
+    code, out, err = warm.run("train-head", "--data", tiles, "--C", 1e4, "--set", "max_iter=1")
+    assert code == 0 and "optimum was not reached" in err
+
+
+def test_a_cache_that_is_not_there_is_not_called_damaged(tiles, warm):
+    for verb in ("verify", "rm"):
+        assert "There is no cache 'cache/tile/x.h5'" in warm.error("cache", verb, "cache/tile/x.h5")
 
 
 def test_few_shot_figures_and_the_learning_curve(tiles, warm):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CacheError, PipelineError
-from pipeline.learning_curve import Point, _fit_law, _subsets, _usual_sizes, forecast, learning_curve
+from pipeline.learning_curve import Point, _fit_law, _subsets, _usual_sizes, fewer_than_asked, forecast, learning_curve
 
 
 class Rows(SimpleNamespace):
@@ -50,6 +50,16 @@ def test_subsets_are_stratified_nested_and_exact():
         assert set(small) < set(middle) < set(everything)
         assert set(y[small]) == {0, 1, 2}
         assert np.abs(np.bincount(y[middle]) - 40 * np.array([100, 50, 5]) / 155).max() <= 1.5
+
+
+def test_more_than_there_are_is_one_point_under_its_true_number():
+    y = np.repeat([0, 1], [30, 20])
+    found = _subsets(y, [(5, None), (30, None), (500, None)], 2, 0)
+    assert [(shots, len(subsets), len(subsets[0])) for shots, subsets in found] == [(5, 2, 10), (30, 1, 50)]
+    assert [len(subsets[0]) for _, subsets in _subsets(y, [(None, 50), (None, 60), (None, 1000)], 2, 0)] == [50]
+    assert "no class has more than 30" in fewer_than_asked(y, None, [5, 500])[0]
+    assert "train has 50" in fewer_than_asked(y, [10, 60], None)[0]
+    assert fewer_than_asked(y, [50], None) == fewer_than_asked(y, None, [30]) == fewer_than_asked(y, None, None) == []
 
 
 def test_shots_take_so_many_of_each_class_and_all_of_a_smaller_one():

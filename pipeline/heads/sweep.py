@@ -46,7 +46,8 @@ class SweepResult:
         What they were chosen on.
     rows : list of dict
         One a candidate in the grid's order: its settings, the mean of each of `METRICS`, `error` (standard error of
-        the metric chosen by), `seconds` (all its fits), `chosen`, and `reason`: empty, or why it has no figures (all
+        the metric chosen by), `seconds` (all its fits; of those that share work, what passed since the one before was
+        done), `chosen`, and `reason`: empty, or why it has no figures (all
         None). Such a candidate cannot be chosen.
     choice : dict
         How it was chosen, as JSON values: `settings`, `candidates` (tried), `without_figures`, `in_reach` (of the
