@@ -27,6 +27,7 @@ SAMPLE_VALUES = 30_000_000  # of more rows than these hold, a sample is chosen o
 STEP = 10**0.5
 # C times the mean squared length of a row: from a penalty beside which nothing is learned to one that hardly counts
 LADDER = tuple(10 ** (half / 2) for half in range(-4, 13))
+LEAST = 9  # penalties tried: before one of a row's own size, a loss that rises may well fall again
 UNCHOSEN = 1000.0  # likewise, where no row can be left out: what ten images a class were best with
 TOLERANCE = 1e-3  # of the path: a tenth of a percent of the log loss
 NEAR = 1.0  # standard errors of the difference to the best within which a penalty counts as good
@@ -156,7 +157,7 @@ class _LeftOut:
                 found.append(self._log_losses(solved, own))
                 means.append(float(np.average(found[-1], weights=self.weights)))
                 best = int(np.argmin(means))
-                if len(means) - best > 2 and not any(_near(one, found[best], self.weights) for one in found[-2:]):
+                if len(means) >= max(LEAST, best + 3) and not any(_near(one, found[best], self.weights) for one in found[-2:]):
                     break
         return found
 
