@@ -157,7 +157,8 @@ class _LeftOut:
                 found.append(self._log_losses(solved, own))
                 means.append(float(np.average(found[-1], weights=self.weights)))
                 best = int(np.argmin(means))
-                if len(means) >= max(LEAST, best + 3) and not any(_near(one, found[best], self.weights) for one in found[-2:]):
+                worse = not any(_near(one, found[best], self.weights) for one in found[-2:])
+                if worse and len(means) >= max(LEAST, best + 3):
                     break
         return found
 
