@@ -101,20 +101,22 @@ def paired_interval(n: int, gained: int, lost: int, comparisons: int = 1) -> tup
     (Bonferroni), would not refuse. So it leaves out 0 exactly where the corrected p value is below 5 %, and all
     intervals of one table hold their true values together 95 times in 100.
 
-    Source: the exact interval of a share, Clopper and Pearson, Biometrika 1934, of the images that only one got
-    right, as R. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
-    paired data", Statistics in Medicine 1998, takes it. Away from 0 as many differing images are added as may have gone
-    unseen (three, the rule of three, for one comparison): two that never differed on few images may well differ.
+    Source: the exact interval of a share, Clopper and Pearson, Biometrika 1934: of the images that only one got right,
+    those that the first did, and of all images, those that only one did. The first share alone decides the sign; the
+    second, of which each end takes the bound that is further out, makes the interval wider than need be.
     """
+    tail, differing = (1 - CONFIDENCE) / comparisons / 2, gained + lost
+    low, high = (2 * bound - 1 for bound in _exact_share(gained, differing, tail))
+    fewest, most = _exact_share(differing, n, tail)
+    return low * (most if low < 0 else fewest), high * (most if high > 0 else fewest)
+
+
+def _exact_share(count: int, n: int, tail: float) -> tuple[float, float]:
+    """Return the bounds of a share, of which `count` in `n` were seen, with so much probability beyond each."""
     from scipy.special import betaincinv
 
-    tail, differing = (1 - CONFIDENCE) / comparisons / 2, gained + lost
-    low = betaincinv(gained, lost + 1, tail) if gained else 0.0
-    high = betaincinv(gained + 1, lost, 1 - tail) if lost else 1.0
-    unseen = -math.log(2 * tail)
-    most, seen = (differing + unseen) / (n + unseen), differing / n
-    low, high = 2 * low - 1, 2 * high - 1
-    return float(low * (most if low < 0 else seen)), float(high * (most if high > 0 else seen))
+    low = float(betaincinv(count, n - count + 1, tail)) if count else 0.0
+    return low, float(betaincinv(count + 1, n - count, 1 - tail)) if count < n else 1.0
 
 
 def images_needed(n: int, gained: int, lost: int) -> int | None:
