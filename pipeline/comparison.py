@@ -97,9 +97,8 @@ def _ratio(numerator: int, power: int) -> float:
 def paired_interval(n: int, gained: int, lost: int, comparisons: int = 1) -> tuple[float, float]:
     """Return the 95 % interval of a difference of accuracies on the same n images, out of so many comparisons.
 
-    McNemar's test turned round: it holds the differences that the test, at 5 % divided by the number of comparisons
-    (Bonferroni), would not refuse. So it leaves out 0 exactly where the corrected p value is below 5 %, and all
-    intervals of one table hold their true values together 95 times in 100.
+    It leaves out 0 exactly where McNemar's p value, corrected for the number of comparisons (Bonferroni), is below 5 %,
+    and all intervals of one table hold their true values together 95 times in 100 or more.
 
     Source: the exact interval of a share, Clopper and Pearson, Biometrika 1934: of the images that only one got right,
     those that the first did, and of all images, those that only one did. The first share alone decides the sign; the
