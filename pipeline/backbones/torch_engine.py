@@ -96,7 +96,7 @@ class TorchEngine:
         kind = torch.float32 if backbone.precision == "tf32" else getattr(torch, backbone.precision)
         self.notes: list[str] = []
         owned = not self.on_cpu if owned is None else owned
-        self._owner = ThreadPoolExecutor(1, "owner") if owned else None
+        self._owner = ThreadPoolExecutor(1, "owner", self._take_device) if owned else None
         self._fitting = FittingBatches(self._forward, self.notes)
         self._transform, self._crop = backbone.transform, backbone.transform.crop
         self.resizes = owned
@@ -111,6 +111,13 @@ class TorchEngine:
             else:
                 self._prepare()
                 self.features = self(np.zeros((1, *self._crop, 3), np.uint8)).shape[1]
+
+    def _take_device(self) -> None:
+        """Make the device the calling thread's: its streams and events are then those of its device, of several too."""
+        import torch
+
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)
 
     def _warm_up(self) -> None:
         """Prepare the network in the thread that will run it, and find the batch that fits."""
@@ -239,9 +246,10 @@ class TorchEngine:
         """Return this thread's bytes, from which a copy to the device needs no processor."""
         import torch
 
-        if not size or len(getattr(self._staging, "bytes", "")) < size:
-            self._staging.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        return self._staging.bytes[:size]
+        held = getattr(self._staging, "bytes", None)
+        if held is None or len(held) < size:
+            held = self._staging.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return held[:size]
 
     def _launch(self, staged: _Staged, size: int) -> Callable[[], np.ndarray]:
         """Have the device resize and compute; return what waits for the rows, while the next batch can be launched."""
