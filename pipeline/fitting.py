@@ -149,32 +149,48 @@ def fit_head(
                          "Extract with --views 4, say, and train with the same, or leave --tta out.")
     begin = time.perf_counter()
     if must_stream(cache, max_memory):
+        from .heads import make_head
+
+        times = _times(make_head(name, seed=seed, **settings), repeats)
         with progress(desc="Streaming", unit="row") as bar:
-            found = _streamed(cache, name, settings, seed, sweep, repeats, max_memory, bar.update)
-        return replace(found, seconds=(time.perf_counter() - begin) / max(1, repeats))
+            found = _streamed(cache, name, settings, seed, sweep, times, max_memory, bar.update)
+        return replace(found, seconds=(time.perf_counter() - begin) / times,
+                       notes=_remarks(name, found.head, repeats))
     X, y = training_rows(cache)
     candidates: list[dict[str, Any]] = []
     chosen = dict(settings)
     if sweep is None:
         fitted = _fit(cache, name, X, y, settings, seed)
-        selection, choice = getattr(fitted, "selection_", "none"), getattr(fitted, "choice_", {})
+        selection, choice = _chosen(fitted)
     else:
         result = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, scheduler, progress)
         fitted, selection, candidates, choice = result.head, result.selection, result.rows, result.choice
     chosen |= choice.get("settings", {})
-    notes: tuple[str, ...] = ()
-    if repeats > 1 and not fitted.random:
-        repeats, notes = 1, (NOTHING_RANDOM.format(name),)
-    if not getattr(fitted, "converged_", True):
-        notes += (UNREACHED.format(name),)
-    heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, repeats)]
+    times = _times(fitted, repeats)
+    heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, times)]
     spread = _spread(cache, heads, tta)
-    seconds = (time.perf_counter() - begin) / max(1, repeats if sweep is None else 1)
+    seconds = (time.perf_counter() - begin) / (times if sweep is None else 1)
     gain = {}
     if cache.views > 1:
         gain = gain_of_views(cache, _fit(cache, name, X[:, 0], y, chosen, seed), fitted)
     return FittedHead(name, fitted, {**chosen, "seed": seed}, seconds, selection, candidates, said(choice), spread,
-                      tta=tta, views=gain, notes=notes)
+                      tta=tta, views=gain, notes=_remarks(name, fitted, repeats))
+
+
+def _times(head: Head, repeats: int) -> int:
+    """Return how often a head is trained: with another seed only where that gives another head."""
+    return max(1, repeats) if head.random else 1
+
+
+def _remarks(name: str, head: Head, repeats: int) -> tuple[str, ...]:
+    """Return what the user should know of a trained head."""
+    return ((NOTHING_RANDOM.format(name),) if repeats > 1 and not head.random else ()) + (
+        () if getattr(head, "converged_", True) else (UNREACHED.format(name),))
+
+
+def _chosen(head: Head) -> tuple[str, Mapping[str, Any]]:
+    """Return how a head chose its epoch or a setting in training, and what; of one that did not, 'none' and {}."""
+    return getattr(head, "selection_", "none"), getattr(head, "choice_", {})
 
 
 def said(choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,15 +254,12 @@ def _streamed(
     y = cache.labels[train]
     _require_two_classes(cache, y)
     held_out = (_rows(cache, val, done), cache.labels[val]) if HEADS[name].needs_torch and len(val) else ()
-    random, notes = make_head(name, seed=seed, **settings).random, tuple[str, ...]()
-    if repeats > 1 and not random:
-        repeats, notes = 1, (NOTHING_RANDOM.format(name),)
     heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, train, done), y, *held_out)
              for more in range(repeats)]
-    selection, choice = getattr(heads[0], "selection_", "none"), getattr(heads[0], "choice_", {})
+    selection, choice = _chosen(heads[0])
     chosen = {**settings, **choice.get("settings", {}), "seed": seed}
     return FittedHead(name, heads[0], chosen, 0.0, selection, choice=said(choice),
-                      repeats=_spread(cache, heads, False), streamed=True, notes=notes)
+                      repeats=_spread(cache, heads, False), streamed=True)
 
 
 def _rows(cache: FeatureCache, rows: np.ndarray, done: Callable[[int], object]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pipeline.cli.flags import memory
 from pipeline.errors import CacheError
 from pipeline.fitting import Sweep, fit_head, probabilities_of
 from pipeline.heads import HEADS
+from pipeline.heads.ridge import RidgeHead
 from pipeline.memory import available_memory
 from pipeline.store import FeatureCache
 
@@ -60,6 +62,19 @@ def test_rows_are_scored_a_few_at_a_time(path, monkeypatch):
 def test_a_head_that_needs_all_rows_names_those_that_do_not(path):
     with FeatureCache.open(path) as cache, pytest.raises(CacheError, match=r"knn needs all rows.*linear.*gaussian-nb"):
         fit_head(cache, "knn", {}, max_memory=10**4)
+
+
+def test_repeats_of_a_streamed_head_in_which_nothing_is_random_train_it_once_and_say_so(path, monkeypatch):
+    fits = []
+    fit = RidgeHead.fit
+    monkeypatch.setattr(RidgeHead, "fit", lambda self, *words: (fits.append(1), fit(self, *words))[1])
+    with FeatureCache.open(path) as cache:
+        begin = time.perf_counter()
+        found = fit_head(cache, "ridge", {}, repeats=50, max_memory=10**4)
+        taken = time.perf_counter() - begin
+    assert found.streamed and len(fits) == 1 and not found.repeats
+    assert "nothing in it is random" in found.notes[0]
+    assert found.seconds > taken / 5  # its own, not a fiftieth of it
 
 
 def test_a_sweep_of_streamed_rows_is_refused(path):
