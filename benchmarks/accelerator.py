@@ -44,7 +44,7 @@ from pipeline.backbones.torch_engine import TorchEngine
 from pipeline.data import jpeg
 from pipeline.data.device_resize import Decoded, Plan, resized
 from pipeline.data.phototiles import find_photographs
-from pipeline.data.reader import DEFAULT_LIMITS, _load, _to_rgb, _upright, decode_array
+from pipeline.data.reader import decode_array, decode_by_pillow
 from pipeline.data.transforms import Transform
 
 SIZE = (480, 360)
@@ -137,7 +137,7 @@ def transform() -> Transform:
 
 def by_pillow(content: bytes) -> np.ndarray:
     """Decode and resize as before there was simplejpeg."""
-    return transform()(_to_rgb(_upright(_load(content, DEFAULT_LIMITS, None, None))))
+    return transform()(decode_by_pillow(content))
 
 
 def several_by_pillow(contents: list[bytes]) -> int:

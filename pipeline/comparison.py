@@ -14,7 +14,6 @@ from .errors import RunError
 from .evaluation import Z95
 
 Z_POWER = 0.8416212335729143  # the normal distribution's 80 % point
-CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
 
 Rows = Iterable[Mapping[str, str]]
@@ -104,7 +103,7 @@ def paired_interval(n: int, gained: int, lost: int, comparisons: int = 1) -> tup
     those that the first did, and of all images, those that only one did. The first share alone decides the sign; the
     second, of which each end takes the bound that is further out, makes the interval wider than need be.
     """
-    tail, differing = (1 - CONFIDENCE) / comparisons / 2, gained + lost
+    tail, differing = SIGNIFICANT / comparisons / 2, gained + lost
     low, high = (2 * bound - 1 for bound in _exact_share(gained, differing, tail))
     fewest, most = _exact_share(differing, n, tail)
     return low * (most if low < 0 else fewest), high * (most if high > 0 else fewest)

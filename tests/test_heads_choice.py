@@ -108,3 +108,10 @@ def test_views_of_an_image_are_left_out_together(digits):
     twice, once = make_head("logistic").fit(views, y[:200]), make_head("logistic").fit(X[:200], y[:200])
     assert pytest.approx(once.C_, rel=1e-3) == twice.C_
     assert twice.choice_["n"] == 200
+
+
+def test_nothing_that_can_be_solved_is_trained_without_a_choice(digits, monkeypatch):
+    X, y = digits
+    monkeypatch.setattr("pipeline.heads.penalty_path.MOST", 0)
+    head = make_head("logistic").fit(X[:100], y[:100])
+    assert head.C_ > 0 and not hasattr(head, "choice_")

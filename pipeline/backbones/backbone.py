@@ -12,8 +12,8 @@ from PIL import Image
 
 from ..data import nvjpeg
 from ..data.device_resize import Decoded, Encoded, resizing_of
-from ..data.jpeg import read_header
-from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, Limits, decode, decode_array
+from ..data.jpeg import read_header, turns
+from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, JpegDecoder, Limits, decode, decode_array
 from ..data.transforms import Transform
 from ..data.views import PLAIN, Views
 from ..errors import PipelineError, UnknownNameError, WeightsError
@@ -132,8 +132,13 @@ class Backbone:
 
     def decode(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         """Return the image in a file's content, as large as the transform needs it; see `pipeline.data.decode`."""
-        return decode(content, limits, max(self.transform.resize) if self.fast_decode else None,
-                      nvjpeg.decode if self.decoder == "nvjpeg" else None)
+        return decode(content, limits, *self._decoding)
+
+    @property
+    def _decoding(self) -> tuple[int | None, JpegDecoder | None]:
+        """The pixels that are needed, where fewer may be decoded, and the decoder of JPEG files, where not Pillow's."""
+        return (max(self.transform.resize) if self.fast_decode else None,
+                nvjpeg.decode if self.decoder == "nvjpeg" else None)
 
     def pixels(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         """Return the (V, H, W, 3) uint8 views of the image in a file's content, which is decoded once.
@@ -155,8 +160,8 @@ class Backbone:
         """
         header = read_header(content) if self.decoder == "nvjpeg" else None
         if header and nvjpeg.suits(content, header) and header.height * header.width <= limits.max_pixels:
-            turned = header.orientation >= 5
-            size = (header.width, header.height) if turned else (header.height, header.width)
+            exchanged, _ = turns(header.orientation)
+            size = (header.width, header.height) if exchanged else (header.height, header.width)
             if (resizing := resizing_of(self.transform, *size)) is not None:
                 return Encoded(content, header.orientation, resizing, lambda: self.decoded(content, limits))
         return self.decoded(content, limits)
@@ -170,8 +175,7 @@ class Backbone:
         UnreadableImageError
             If there is no image in it, or none that can be resized.
         """
-        pixels = decode_array(content, limits, max(self.transform.resize) if self.fast_decode else None,
-                              nvjpeg.decode if self.decoder == "nvjpeg" else None)
+        pixels = decode_array(content, limits, *self._decoding)
         resizing = resizing_of(self.transform, *pixels.shape[:2])
         if resizing is None:
             return self.transform(Image.fromarray(pixels))[None]

@@ -141,10 +141,13 @@ def _buffer(size: int) -> np.ndarray:
     return _own.buffer[:size]
 
 
+def turns(orientation: int) -> tuple[bool, tuple[int, ...]]:
+    """Return what makes an image upright: whether its first two axes are exchanged, and which are reversed then."""
+    both = (0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))
+    return orientation >= 5, tuple(axis for axis, which in both if orientation in which)
+
+
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Return (H, W, 3) pixels upright, as a view: what Pillow's transposes of the same orientation give."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    down = orientation in (3, 4, 7, 8)
-    across = orientation in (2, 3, 6, 7)
-    return pixels[:: -1 if down else 1, :: -1 if across else 1]
+    exchanged, reversed_ = turns(orientation)
+    return np.flip(pixels.swapaxes(0, 1) if exchanged else pixels, reversed_)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from ..errors import PipelineError
-from .jpeg import JpegHeader
+from .jpeg import JpegHeader, turns
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +112,9 @@ def decode_batch(files: Sequence[Encoded], device: torch.device) -> list[torch.T
 
 def _turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
     """Return an image upright, as `jpeg.turned` does."""
-    if orientation >= 5:
-        image = image.transpose(0, 1)
-    flips = [side for side, which in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))) if orientation in which]
-    return image.flip(flips) if flips else image
+    exchanged, reversed_ = turns(orientation)
+    image = image.transpose(0, 1) if exchanged else image
+    return image.flip(reversed_) if reversed_ else image  # which would copy it
 
 
 def _is_ycbcr(header: JpegImagePlugin.JpegImageFile) -> bool:

@@ -203,20 +203,28 @@ def decode(
     """
     if jpeg is None and (ordinary := decode_ordinary(content, limits.max_pixels, needed)):
         return Image.fromarray(np.ascontiguousarray(turned(*ordinary)))
+    return decode_by_pillow(content, limits, needed, jpeg)
+
+
+def decode_array(
+    content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None = None, jpeg: JpegDecoder | None = None
+) -> np.ndarray:
+    """Return what `decode` does as a (H, W, 3) uint8 array; an ordinary JPEG file is never an image of Pillow's."""
+    if jpeg is None and (ordinary := decode_ordinary(content, limits.max_pixels, needed)):
+        return turned(*ordinary).copy()
+    return np.asarray(decode_by_pillow(content, limits, needed, jpeg))
+
+
+def decode_by_pillow(
+    content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None = None, jpeg: JpegDecoder | None = None
+) -> Image.Image:
+    """Do what `decode` does without libjpeg-turbo's own way for ordinary JPEG files."""
     try:
         return _to_rgb(_upright(_load(content, limits, needed, jpeg)))
     except (PipelineError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, IndexError…
         raise UnreadableImageError(f"truncated or damaged: {error or type(error).__name__}") from error
-
-
-def decode_array(content: bytes, limits: Limits = DEFAULT_LIMITS, needed: int | None = None,
-                 jpeg: JpegDecoder | None = None) -> np.ndarray:  # fmt: skip
-    """Return what `decode` does as a (H, W, 3) uint8 array; an ordinary JPEG file is never an image of Pillow's."""
-    if jpeg is None and (ordinary := decode_ordinary(content, limits.max_pixels, needed)):
-        return turned(*ordinary).copy()
-    return np.asarray(decode(content, limits, needed, jpeg))
 
 
 def _load(content: bytes, limits: Limits, needed: int | None, jpeg: JpegDecoder | None) -> Image.Image:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .errors import HeadError
 from .estimator import Classifier
+from .out_of_fold import Fold
 from .rows import StreamedRows
 from .scaling import CHUNK, Scaler, chunks, fit_scaler
 from .scores import linear_scores, softmax
@@ -119,13 +120,13 @@ class Head(Classifier):
         for one in settings:
             yield self.unfitted(**one).fit(X, y)
 
-    def fits_folds_together(self, X: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    def fits_folds_together(self, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold],
                             settings: Sequence[Mapping[str, Any]]) -> bool:
         """Tell whether `fit_folds` shares the work of all folds of a cross-validation; only some heads can."""
         return False
 
     def fit_folds(
-        self, X: np.ndarray, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]],
+        self, X: np.ndarray, y: np.ndarray, folds: Sequence[Fold],
         settings: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[int]],
     ) -> Iterator[tuple[int, int, Head]]:  # fmt: skip
         """Yield (fold, position, head): this head fitted on a fold's training rows with one of the settings.

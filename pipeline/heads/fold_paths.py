@@ -13,10 +13,8 @@ import numpy as np
 from .losses import Loss
 from .penalty_path import BEND_ROWS, MOST, PenaltyPath, Solution, Stop, eigenvectors, mean_bend
 from .scaling import Scaler, fit_scaler
+from .solver import penalty_factor
 from .threads import map_rows, sum_rows
-
-Fold = tuple[np.ndarray, np.ndarray]
-"""Indices of the rows to train on and of those left out."""
 
 
 class FoldPaths:
@@ -69,9 +67,9 @@ class FoldPaths:
                 asked = {fold: steps[fold].send(own) for fold, own in zip(asked, values, strict=True)}
 
     def _path(self, fold: int, max_iter: int) -> PenaltyPath:
-        doubled = 2 if self.loss.doubled and self.n_classes == 2 else 1
-        total = self.totals[fold]
-        return PenaltyPath(self.squares, self.n_classes, lambda C: doubled / (C * total),
+        total = float(self.totals[fold])
+        return PenaltyPath(self.squares, self.n_classes,
+                           lambda C: penalty_factor(self.loss, self.n_classes, C * total),
                            lambda W: self._bend(fold, W), max_iter)
 
     def _inward(self, folds: Sequence[int], W: np.ndarray) -> np.ndarray:

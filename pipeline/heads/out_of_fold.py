@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 FOLDS = 3
+Fold = tuple[np.ndarray, np.ndarray]
+"""Indices of the rows to train on and of those left out."""
 
 
 def fold_numbers(codes: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
@@ -23,7 +25,7 @@ def fold_numbers(codes: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
 
 def stratified_folds(
     codes: np.ndarray, seed: int = 0, folds: int = FOLDS, views: int = 1
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[Fold]:
     """Split rows into folds in which every class trains. Of images with several views, images are split.
 
     Parameters

@@ -28,7 +28,8 @@ STEP = 10**0.5
 # C times the mean squared length of a row: from a penalty beside which nothing is learned to one that hardly counts
 LADDER = tuple(10 ** (half / 2) for half in range(-4, 13))
 LEAST = 9  # penalties tried: before one of a row's own size, a loss that rises may well fall again
-UNCHOSEN = 1000.0  # likewise, where no row can be left out: what ten images a class were best with
+# C times the mean squared length where no row can be left out: what ten images a class were best with
+UNCHOSEN = 1000.0
 TOLERANCE = 1e-3  # of the path: a tenth of a percent of the log loss
 NEAR = 1.0  # standard errors of the difference to the best within which a penalty counts as good
 
@@ -62,31 +63,33 @@ def choose_penalty(
     -------
     dict
         `C`; the `penalties` tried, in ascending C, and the `log_loss` of each on images left out; `folds` solved,
-        and `n`, the images left out. Where no image could be, `n` is 0 and nothing was tried.
+        and `n`, the images left out. Where no image could be, or nothing be solved, `n` is 0.
     State or None
         Of one fold; None where rows were fewer than features, for then a solution costs little.
     """
     length = _mean_squared_length(Z)
     rows = _sample(codes, Z.shape[1], views, seed)
-    numbers = np.repeat(fold_numbers(np.unique(codes[rows][::views], return_inverse=True)[1], FOLDS, seed), views)
+    own = np.unique(codes[rows], return_inverse=True)[1]
+    numbers = np.repeat(fold_numbers(own[::views], FOLDS, seed), views)
     used = _folds_to_solve(numbers[::views])
+    unchosen = {"C": UNCHOSEN / length, "penalties": [], "log_loss": [], "folds": 0, "n": 0}, None
     if not used:
-        return {"C": UNCHOSEN / length, "penalties": [], "log_loss": [], "folds": 0, "n": 0}, None
+        return unchosen
     taken = Z.at(rows) if isinstance(Z, StreamedRows) else Z if len(rows) == len(codes) else Z[rows]
     in_span = len(taken) < taken.shape[1]
     if in_span:  # their own span has fewer coordinates, and no score changes in it
         taken = np.asarray(np.linalg.qr((taken - taken.mean(axis=0)).T, mode="r")).T
-    problem = np.ascontiguousarray(taken), np.unique(codes[rows], return_inverse=True)[1], weights[rows]
-    found = _LeftOut(problem, numbers, used, loss, views, softened)
+    found = _LeftOut((np.ascontiguousarray(taken), own, weights[rows]), numbers, used, loss, views, softened)
     Cs = [rung / length for rung in LADDER]
-    losses = found.losses(Cs)
-    means = np.array([np.average(own, weights=found.weights) for own in losses])
-    best = int(means.argmin())
+    losses, means = found.losses(Cs)
+    if not means:  # not even the strongest penalty could be solved for
+        return unchosen
+    best = int(np.argmin(means))
     place = next(i for i in range(best + 1) if _near(losses[i], losses[best], found.weights))
     near = None
     if not in_span and found.n_classes > codes.max():  # of all features, and all classes
         near = found.solved[place].coef, found.solved[place].intercept
-    return {"C": Cs[place], "penalties": Cs[: len(means)], "log_loss": means.tolist(), "folds": len(used),
+    return {"C": Cs[place], "penalties": Cs[: len(means)], "log_loss": means, "folds": len(used),
             "n": len(found.weights)}, near
 
 
@@ -141,8 +144,9 @@ class _LeftOut:
         self.tests = [np.flatnonzero((numbers == fold) & first) for fold in used]
         self.weights = np.concatenate([weights[test] for test in self.tests])
 
-    def losses(self, Cs: list[float]) -> list[np.ndarray]:
-        """Return the (N,) log losses of images left out, for each C until it is clear that weaker ones are worse."""
+    def losses(self, Cs: list[float]) -> tuple[list[np.ndarray], list[float]]:
+        """Return the (N,) log losses of images left out, for each C until it is clear that weaker ones are worse, and
+        their weighted means."""
         side_by_side = len(self.used) if self.Z.size > SMALL // 20 else 1
         own = np.concatenate([self.codes[test] for test in self.tests])
         found: list[np.ndarray] = []
@@ -160,7 +164,7 @@ class _LeftOut:
                 worse = not any(_near(one, found[best], self.weights) for one in found[-2:])
                 if worse and len(means) >= max(LEAST, best + 3):
                     break
-        return found
+        return found, means
 
     def _path(self, fold: int, Cs: list[float]) -> Iterator[Solution]:
         train = self.numbers != fold

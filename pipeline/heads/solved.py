@@ -11,9 +11,9 @@ import numpy as np
 
 from .base import ClassWeight, Head, LinearModel
 from .errors import HeadError
-from .fold_paths import Fold, FoldPaths
+from .fold_paths import FoldPaths
 from .losses import CROSS_ENTROPY, SQUARED_HINGE, Loss
-from .out_of_fold import stratified_folds
+from .out_of_fold import Fold, stratified_folds
 from .penalty_choice import choose_penalty
 from .penalty_path import walk
 from .rows import StreamedRows

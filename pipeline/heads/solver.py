@@ -107,7 +107,7 @@ class LinearProblem:
 
     def penalty(self, C: float) -> float:
         """Return the factor of half the squared coefficients."""
-        return (2 if self.loss.doubled and self.n_classes == 2 else 1) / (C * self.total)
+        return penalty_factor(self.loss, self.n_classes, C * self.total)
 
     def slope(self, W: np.ndarray, free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Return the mean loss of the inner, centered rows and its derivatives, (K, D) and (K,); one walk over them."""
@@ -158,6 +158,11 @@ class LinearProblem:
         """Return coefficients and intercepts for rows as they were given, of those for inner rows."""
         coef = W if self.basis is None else W @ self.basis.T
         return coef, free - coef @ self.center
+
+
+def penalty_factor(loss: Loss, n_classes: int, strength: float) -> float:
+    """Return the factor of half the squared coefficients, for the inverse penalty times the sum of weights."""
+    return (2 if loss.doubled and n_classes == 2 else 1) / strength
 
 
 def _blocks(Z: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..evaluation import balanced_accuracy, confusion_matrix, log_loss, macro_f1
 from ..progress import Progress, silent
 from .base import Head
 from .errors import HeadError, known
+from .out_of_fold import Fold
 from .registry import HEADS, make_head
 from .scores import plain, probabilities
 from .threads import one_thread
@@ -29,7 +30,6 @@ METRICS = {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": -1}
 FITS_VERSION = 2  # of what is kept about finished fits; 1 held penalties that had not been solved
 UNREACHED = "the optimum was not reached"
 Settings = dict[str, Any]
-Fold = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class SweepResult:
     rows : list of dict
         One a candidate in the grid's order: its settings, the mean of each of `METRICS`, `error` (standard error of
         the metric chosen by), `seconds` (all its fits; of those that share work, what passed since the one before was
-        done), `chosen`, and `reason`: empty, or why it has no figures (all
-        None). Such a candidate cannot be chosen.
+        done), `chosen`, and `reason`: empty, or why it has no figures (all None). Such a candidate cannot be chosen.
     choice : dict
         How it was chosen, as JSON values: `settings`, `candidates` (tried), `without_figures`, `in_reach` (of the
         best, itself included), `metric`, `rule`, `on`, `folds`.
@@ -233,7 +232,7 @@ def run_fits(task: _Task, n_jobs: int, folder: Path | None, progress: Progress,
         if len(results) == len(keys):
             return results
         if not scheduler:
-            for place, entry in _fit_together(task, [place for place in keys if place not in results]):
+            for place, entry in _fit_together(task, keys.keys() - results.keys()):
                 fits.add(keys[place], entry)
                 results[place] = entry
                 bar.update(1)
@@ -283,15 +282,15 @@ def _parts(task: _Task, n_jobs: int) -> Iterator[list[tuple[int, int]]]:
             yield [(candidate, fold) for path in part for candidate in paths[path]]
 
 
-def _fit_together(task: _Task, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _fit_together(task: _Task, places: Set[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     """Fit those places whose folds share their work, with all cores."""
-    held_out = [plain(task.X[test]) for _, test in task.folds]
     for path in task.head.paths(task.candidates):
         settings = [task.candidates[candidate] for candidate in path]
         wanted = [[at for at, candidate in enumerate(path) if (candidate, fold) in places]
                   for fold in range(len(task.folds))]
         if not any(wanted) or not task.head.fits_folds_together(task.X, task.y, task.folds, settings):
             continue
+        held_out = [plain(task.X[test]) for _, test in task.folds]
         with one_thread():
             started = time.perf_counter()
             for fold, at, head in task.head.fit_folds(task.X, task.y, task.folds, settings, wanted):
