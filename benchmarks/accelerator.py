@@ -39,13 +39,13 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import resolve
-from pipeline.backbones.embedding import available_cores
-from pipeline.backbones.torch_engine import TorchEngine
 from pipeline.data import jpeg
+from pipeline.data.decoding import decode_array, decode_by_pillow
 from pipeline.data.device_resize import Decoded, Plan, resized
 from pipeline.data.phototiles import find_photographs
-from pipeline.data.reader import decode_array, decode_by_pillow
 from pipeline.data.transforms import Transform
+from pipeline.engines.embedding import available_cores
+from pipeline.engines.torch_engine import TorchEngine
 
 SIZE = (480, 360)
 SOME = 2048  # images that a bound is taken on

@@ -19,12 +19,12 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import RunError
-from pipeline.evaluation import evaluate
-from pipeline.experiment import train_head
-from pipeline.fitting import HELD_OUT, Sweep
+from pipeline.core.errors import RunError
+from pipeline.evaluation.metrics import evaluate
 from pipeline.heads import HEADS
-from pipeline.runs import Run, file_safe
+from pipeline.runs.run import Run, file_safe
+from pipeline.stage_two.fit import HELD_OUT, Sweep
+from pipeline.stage_two.train import train_head
 
 
 def main() -> None:

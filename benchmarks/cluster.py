@@ -26,10 +26,10 @@ from pathlib import Path
 import psutil
 
 from pipeline.backbones import resolve
-from pipeline.cluster import connected
-from pipeline.computing import ClusterComputer, LocalComputer
+from pipeline.core.cluster import connected
+from pipeline.core.progress import SilentBar
 from pipeline.data import Dataset, load_dataset
-from pipeline.progress import SilentBar
+from pipeline.stage_one.computer import ClusterComputer, LocalComputer
 from pipeline.store import CacheWriter, cache_path
 
 

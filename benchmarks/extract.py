@@ -42,11 +42,11 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import Backbone, resolve
-from pipeline.backbones.embedding import available_cores
+from pipeline.core.errors import EngineError, PipelineError
 from pipeline.data import Dataset, load_dataset
-from pipeline.errors import EngineError, PipelineError
-from pipeline.experiment import train_head
-from pipeline.extraction import extract_features
+from pipeline.engines.embedding import available_cores
+from pipeline.stage_one.extraction import extract_features
+from pipeline.stage_two.train import train_head
 
 Rows = dict[Any, np.ndarray]  # features by path relative to the folder
 Variant = tuple[str, str, dict[str, Any]]  # precision, engine, further settings of the backbone

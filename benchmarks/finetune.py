@@ -27,9 +27,9 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from pipeline.backbones import resolve
-from pipeline.backbones.allocator import kept_memory
 from pipeline.data import Dataset, load_dataset
-from pipeline.evaluation import wilson_interval
+from pipeline.engines.memory import kept_memory
+from pipeline.evaluation.metrics import wilson_interval
 from pipeline.finetuning import FinetuneSettings
 from pipeline.finetuning.batches import Decoder, grouped
 from pipeline.finetuning.distributed import World

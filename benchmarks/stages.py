@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones import Backbone, make_engine
-from pipeline.backbones.embedding import available_cores
+from pipeline.backbones import Backbone
 from pipeline.data import Dataset
+from pipeline.engines import make_engine
+from pipeline.engines.embedding import available_cores
 
 
 def bound(dataset: Dataset, backbone: Backbone, engine: str, cache_dir: Path, busy: int, count: int = 128) -> float:

@@ -17,16 +17,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auditing.audit import audit
     from .backbones import Backbone, resolve
-    from .classifier import ImageClassifier, Prediction
+    from .core.errors import PipelineError
     from .data import Dataset, load_dataset
-    from .data.views import Views
-    from .errors import PipelineError
+    from .data.augmentation import Views
     from .evaluation import evaluate
-    from .experiment import audit, compare, extract, finetune, train_head, train_heads
     from .finetuning import FinetuneSettings
+    from .finetuning.finetune import finetune
     from .heads import LinearHead, make_head
-    from .runs import Run
+    from .runs import ImageClassifier, Prediction, Run
+    from .runs.compare import compare
+    from .stage_one import estimate, extract
+    from .stage_two import train_head, train_heads
     from .store import FeatureCache
 
 _HOMES = {
@@ -34,23 +37,23 @@ _HOMES = {
     "Dataset": "data",
     "FeatureCache": "store",
     "FinetuneSettings": "finetuning",
-    "ImageClassifier": "classifier",
+    "ImageClassifier": "runs",
     "LinearHead": "heads",
-    "PipelineError": "errors",
-    "Prediction": "classifier",
+    "PipelineError": "core.errors",
+    "Prediction": "runs",
     "Run": "runs",
-    "Views": "data.views",
-    "audit": "experiment",
-    "compare": "experiment",
-    "estimate": "experiment",
+    "Views": "data.augmentation",
+    "audit": "auditing.audit",
+    "compare": "runs.compare",
+    "estimate": "stage_one",
     "evaluate": "evaluation",
-    "extract": "experiment",
-    "finetune": "experiment",
+    "extract": "stage_one",
+    "finetune": "finetuning.finetune",
     "load_dataset": "data",
     "make_head": "heads",
     "resolve": "backbones",
-    "train_head": "experiment",
-    "train_heads": "experiment",
+    "train_head": "stage_two",
+    "train_heads": "stage_two",
 }
 
 __all__ = [

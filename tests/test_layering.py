@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,58 +13,94 @@ import pytest
 import pipeline
 
 ROOT = Path(pipeline.__file__).parent
-# top to bottom; a room may import those below it
-ROOMS = [
-    "__main__", "cli", "experiment", "upkeep", "lookup", "scoring", "certainty", "learning_curve", "fitting",
-    "estimating", "scaling", "budget", "auditing", "report", "export", "streaming", "thumbnails", "extraction",
-    "computing", "finetuning", "classifier", "runs", "heads", "backbones", "data", "store", "recipes", "comparison",
-    "evaluation", "memory", "cluster", "libraries", "progress", "registry", "errors", "__init__",
-]  # fmt: skip
+PICTURE = (Path(__file__).parent.parent / "README.md").read_text().split("## Architecture")[1].split("```")[1]
+ROOMS = re.findall(r"^(\w+)/", PICTURE, re.M)  # top to bottom; a room may import those below it
+PACKAGE = {"__init__", "__main__"}
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """Return a file's dotted name below the package; empty for the package's own ``__init__``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Every room of the package that a file imports, anywhere in it."""
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """Return the modules of the package that a file imports, anywhere in it but for type checkers alone."""
+    tree, found = ast.parse(path.read_text()), set()
     package = ("pipeline", *path.relative_to(ROOT).parts[:-1])
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for_types = {id(node) for block in ast.walk(tree)
+                 if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+                 for node in ast.walk(block)}  # fmt: skip
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            module = (*base, *(node.module.split(".") if node.module else ()))
-            names = [module] if len(module) > 1 else [(*module, alias.name) for alias in node.names]
-            found |= {name[1] for name in names if name[0] == "pipeline" and len(name) > 1}
+            names = [".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names]
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("pipeline.")}
-    return {name for name in found if name in ROOMS}
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            inside = name.removeprefix("pipeline.")
+            if inside != name:
+                found.add(inside if inside in modules else inside.rpartition(".")[0])
+    return found & modules - {module_of(path)}
 
 
-def test_every_room_has_its_place():
-    assert {room_of(path) for path in ROOT.rglob("*.py")} == set(ROOMS)
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    files = {module_of(path): path for path in ROOT.rglob("*.py")}
+    return {name: imports_of(path, set(files)) for name, path in files.items()}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_point_down_only(room):
-    if room == "__init__":
-        pytest.skip("it names all rooms, and imports each only when it is first used")
-    upward = {
-        f"{path.relative_to(ROOT)} imports {other}"
-        for path in ROOT.rglob("*.py")
-        if room_of(path) == room
-        for other in imported_rooms(path)
-        if ROOMS.index(other) < ROOMS.index(room)
-    }
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Return a circle of imports, empty where there is none."""
+    done: set[str] = set()
+
+    def circle_from(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name):], name]
+        if name not in done:
+            for other in sorted(graph[name]):
+                if circle := circle_from(other, [*path, name]):
+                    return circle
+            done.add(name)
+        return []
+
+    return next(filter(None, (circle_from(name, []) for name in graph)), [])
+
+
+def test_the_readme_shows_every_room_and_they_are_few():
+    shown = {path.stem for path in ROOT.iterdir() if path.suffix in ("", ".py") and path.name != "__pycache__"}
+    assert shown == {*ROOMS, *PACKAGE} and len(ROOMS) <= 14
+
+
+def test_imports_point_down_only(graph):
+    imports = [(name, other) for name, others in graph.items() for other in others
+               if {room_of(name), room_of(other)} <= {*ROOMS}]  # fmt: skip
+    upward = {f"{name} imports {other}" for name, other in imports
+              if ROOMS.index(room_of(other)) < ROOMS.index(room_of(name))}  # fmt: skip
+    assert len(imports) > 100
     assert not upward
 
 
-def test_the_check_sees_an_upward_import(tmp_path, monkeypatch):
+def test_no_file_imports_itself_through_others(graph):
+    assert circle_in(graph) == []
+
+
+def test_the_check_sees_upward_imports_and_circles(tmp_path, monkeypatch):
     (tmp_path / "store").mkdir()
     culprit = tmp_path / "store" / "file.py"
-    culprit.write_text("def f():\n    from ..heads import HEADS\n    from .. import cli\n    import pipeline.data\n")
+    culprit.write_text("def f():\n    from ..heads import HEADS\n    from .. import cli\n    import pipeline.data\n"
+                       "if TYPE_CHECKING:\n    from ..runs import Run\n")
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
-    assert imported_rooms(culprit) == {"heads", "cli", "data"}
+    assert imports_of(culprit, {"heads", "cli", "data", "runs", "store.file"}) == {"heads", "cli", "data"}
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
 def loaded_after(code: str) -> set[str]:
@@ -79,7 +116,7 @@ def test_importing_the_package_loads_neither_torch_nor_sklearn():
 
 
 def test_help_loads_neither_torch_nor_sklearn():
-    assert not loaded_after("from pipeline.cli.parser import build_parser; build_parser().format_help()")
+    assert not loaded_after("from pipeline.cli import build_parser; build_parser().format_help()")
 
 
 def test_the_store_loads_no_torch():
@@ -91,7 +128,7 @@ def test_only_the_command_line_prints():
     for path in ROOT.rglob("*.py"):
         calls = [node.func.id for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-        assert room_of(path) == "cli" or "print" not in calls, path
+        assert room_of(module_of(path)) == "cli" or "print" not in calls, path
 
 
 def test_every_public_name_can_be_imported():

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import PipelineError
+from ..core.errors import PipelineError
 from ..store import FeatureCache
-from .labels import label_errors, out_of_fold
+from .label_errors import label_errors, out_of_fold
 from .similar import NEAR, groups_of, neighbour_distances, outlying
 
 EVALUATED = ("val", "test")

@@ -1,7 +1,9 @@
-"""Frozen pretrained networks: finding them, building them, running them fast.
+"""Frozen pretrained networks: finding them, with their weights and transforms, and building them.
 
-`resolve` turns a name into a `Backbone`; an `Engine` runs one. Importing this room loads no torch.
+`resolve` turns a name into a `Backbone`. Importing this room loads no torch.
 """
+
+from __future__ import annotations
 
 from .backbone import (
     DECODERS,
@@ -17,34 +19,22 @@ from .backbone import (
     listings,
     resolve,
 )
-from .embedding import Embedder
-from .engine import ENGINES, Engine, make_engine
-from .joined import JoinedBackbone, of_run
-from .openvino_engine import is_prepared
-from .remembered import resolve_again
-from .torch_engine import TorchEngine, choose_device
+from .joined_backbone import JoinedBackbone
+from .name_cache import resolve_again
 
 __all__ = [
     "DECODERS",
     "DEFAULT",
-    "ENGINES",
     "NETWORK_FILE",
     "POOLED",
     "PRECISIONS",
     "Backbone",
-    "Embedder",
-    "Engine",
     "JoinedBackbone",
-    "TorchEngine",
     "as_asked",
     "as_described",
-    "choose_device",
     "description",
     "from_description",
-    "is_prepared",
     "listings",
-    "make_engine",
-    "of_run",
     "resolve",
     "resolve_again",
 ]

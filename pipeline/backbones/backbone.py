@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..core.errors import PipelineError, UnknownNameError, WeightsError
 from ..data import nvjpeg
+from ..data.augmentation import PLAIN, Views
+from ..data.decoding import DECODE_RULES, SCALED_RULE, JpegDecoder, decode, decode_array
 from ..data.device_resize import Decoded, Encoded, resizing_of
+from ..data.files import DEFAULT_LIMITS, Limits
 from ..data.jpeg import read_header, turns
-from ..data.reader import DECODE_RULES, DEFAULT_LIMITS, SCALED_RULE, JpegDecoder, Limits, decode, decode_array
 from ..data.transforms import Transform
-from ..data.views import PLAIN, Views
-from ..errors import PipelineError, UnknownNameError, WeightsError
 from ..store import Spec
 from . import bundled, timm_models, torchvision_models
-from .architecture import Architecture, Listing
-from .quantised import quantisation
-from .weights import Weights, load_into, read_state
+from .quantisation import quantisation
+from .weights import Architecture, Listing, Weights, load_into, read_state
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
 
     from .layers import FeatureNetwork
 
@@ -61,7 +60,7 @@ class Backbone:
     resize : int
         What `transform` resizes to instead of the published size; 0 where it is that.
     quantisation : dict
-        Of ``int8``: what decides which network it is, see `pipeline.backbones.quantised`. Else empty.
+        Of ``int8``: what decides which network it is, see `pipeline.backbones.quantisation`. Else empty.
     decoder : str
         Of JPEG files: ``pillow``, or ``nvjpeg``, which takes an NVIDIA GPU and trusts the files.
     """

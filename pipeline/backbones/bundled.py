@@ -6,11 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.errors import WeightsError
+from ..core.registry import Registry
 from ..data.transforms import Transform
-from ..errors import WeightsError
-from ..registry import Registry
-from .architecture import Architecture, Listing
-from .weights import Weights
+from .weights import Architecture, Listing, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +77,7 @@ _lite(0, 256, 224, 1.0, 1.0, 4_652_008, 75.1)
 _lite(1, 272, 240, 1.0, 1.1, 5_416_680, 76.7)
 _lite(2, 292, 260, 1.1, 1.2, 6_092_072, 77.6)
 _pixels()
+
 
 def find(name: str) -> Architecture | None:
     """Return the bundled architecture of that name, if there is one. Imports no torch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..errors import UnknownNameError
+from ..core.errors import UnknownNameError
 
 POOLED = "pooled"
 MEAN = ":mean"

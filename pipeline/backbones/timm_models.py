@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import PipelineError, UnknownNameError, WeightsError
 from ..data.transforms import Transform
-from ..errors import PipelineError, UnknownNameError, WeightsError
-from .architecture import Architecture
-from .weights import State, Weights, one_line, rename
+from .weights import Architecture, State, Weights, one_line, rename
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import UnknownNameError, WeightsError
 from ..data.transforms import Transform
-from ..errors import UnknownNameError, WeightsError
-from .architecture import Architecture, Listing
-from .weights import State, Weights, one_line, rename
+from .weights import Architecture, Listing, State, Weights, one_line, rename
 
 if TYPE_CHECKING:
     from torch import nn

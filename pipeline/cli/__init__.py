@@ -6,15 +6,24 @@ Exit codes: 0 done; 1 a check that was asked for failed; 2 the user can mend it 
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from ..errors import PipelineError
-from .parser import build_parser
+from ..core.errors import PipelineError
+from .parser import command_parser
+from .recipes.run import add_commands
 
 DONE, INTERRUPTED = 0, 130
 KEPT = "what is done is kept; the same command goes on from there"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command. Imports nothing heavy: ``--help`` answers at once."""
+    parser, verbs = command_parser()
+    add_commands(verbs)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,9 +8,9 @@ import json
 import sys
 from typing import Any
 
-from ..errors import CheckFailedError, PipelineError
+from ..core.errors import CheckFailedError, PipelineError
 from .flags import HEAD_SETTINGS, scheduler_of
-from .predicting import (
+from .predictions import (
     as_values,
     print_doubts,
     print_predictions,
@@ -35,7 +35,8 @@ from .printing import (
 
 
 def extract(options: argparse.Namespace) -> None:
-    from ..experiment import estimate, extract
+    from ..stage_one.estimation import estimate
+    from ..stage_one.extraction import extract
 
     scheduler = scheduler_of(options)
     asked: dict[str, Any] = {
@@ -74,7 +75,8 @@ def extract(options: argparse.Namespace) -> None:
 
 def train_head(options: argparse.Namespace) -> None:
     from ..backbones import DEFAULT
-    from ..experiment import ranked, train_head, train_heads
+    from ..runs.compare import ranked
+    from ..stage_two.train import train_head, train_heads
 
     sweep, scheduler = _sweep(options), scheduler_of(options)
     if scheduler and (sweep is None or options.shots):
@@ -115,7 +117,7 @@ def train_head(options: argparse.Namespace) -> None:
 
 def learning_curve(options: argparse.Namespace) -> None:
     from ..backbones import DEFAULT
-    from ..experiment import learning_curve as curve
+    from ..stage_two.train import learning_curve as curve
 
     found = curve(
         _heads(options), options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
@@ -140,8 +142,9 @@ def learning_curve(options: argparse.Namespace) -> None:
 
 
 def finetune(options: argparse.Namespace) -> None:
-    from ..experiment import finetune, ranked
     from ..finetuning import FinetuneSettings
+    from ..finetuning.finetune import finetune
+    from ..runs.compare import ranked
 
     fields = {field.name for field in dataclasses.fields(FinetuneSettings)}
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
@@ -159,21 +162,21 @@ def finetune(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from ..experiment import compare
+    from ..runs.compare import compare
 
     runs = compare(options.data, baseline=options.baseline, runs_dir=options.runs_dir)
     print_runs(runs, options)
     print_verdicts(runs, options)
     if options.html:
-        from ..report import write_comparison
+        from ..reports import write_comparison
 
         print_notes([f"look at {write_comparison(runs, options.html, runs_dir=options.runs_dir)}"])
 
 
 def predict(options: argparse.Namespace) -> None:
-    from ..classifier import ImageClassifier
     from ..data import list_images
-    from ..runs import Run, latest_run
+    from ..runs.classifier import ImageClassifier
+    from ..runs.run import Run, latest_run
 
     table = table_of(options)
     run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
@@ -248,7 +251,7 @@ def cache_ls(options: argparse.Namespace) -> None:
 
 
 def cache_verify(options: argparse.Namespace) -> None:
-    from ..upkeep import verify
+    from ..stage_one.caches import verify
 
     reports = verify(options.paths, cache_dir=options.cache_dir, recompute=options.recompute, device=options.device,
                      progress=progress_bars())
@@ -268,8 +271,8 @@ def cache_verify(options: argparse.Namespace) -> None:
 
 
 def cache_rm(options: argparse.Namespace) -> None:
+    from ..stage_one.caches import removable
     from ..store import remove
-    from ..upkeep import removable
 
     entries = removable(options.paths, cache_dir=options.cache_dir, runs_dir=options.runs_dir,
                         keep_newest=options.keep_newest, superfluous=options.unused)
@@ -296,7 +299,7 @@ def backbone_of(options: argparse.Namespace, precision: str | None = None) -> An
 
 def views_of(options: argparse.Namespace) -> Any:
     """Return the views that the flags name, or None."""
-    from ..data.views import DEFAULT_AUGMENTATION, Views
+    from ..data.augmentation import DEFAULT_AUGMENTATION, Views
 
     drawn = options.augmentation not in (None, "none") or options.view_seed
     if drawn and options.views in (None, 1):
@@ -323,7 +326,7 @@ def _heads(options: argparse.Namespace) -> list[str]:
 
 
 def _sweep(options: argparse.Namespace) -> Any:
-    from ..fitting import Sweep
+    from ..stage_two.fit import Sweep
 
     if not (options.sweep or options.grid):
         return None
@@ -332,7 +335,7 @@ def _sweep(options: argparse.Namespace) -> Any:
 
 
 def _calibration(options: argparse.Namespace) -> Any:
-    from ..certainty import Calibration
+    from ..stage_two.calibrate import Calibration
 
     return Calibration(options.calibrate, options.coverage, options.folds) if options.calibrate else None
 

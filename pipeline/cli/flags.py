@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import PipelineError, UnknownNameError, suggestion
+from ..core.errors import PipelineError, UnknownNameError, suggestion
 
 HEAD_SETTINGS: dict[str, Any] = {  # the tutorial's names; any other setting of a head goes through --set
     "--scaling": str, "--class-weight": str, "--C": str, "--epochs": int, "--lr": float, "--momentum": float,
@@ -165,7 +165,7 @@ def add_limits(parser: Parser) -> None:
 
 def add_running(parser: Parser) -> None:
     """How the network is run: batch size, workers, device, engine."""
-    from ..backbones import ENGINES
+    from ..engines import ENGINES
 
     parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images a forward pass")
     parser.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: one a core; 0: none more)")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..store.paths import PART_ROWS
-from . import commands, looking, recipes
+from . import commands, inspection
 from .flags import (
     Parser,
     add_backbone,
@@ -27,8 +27,8 @@ from .flags import (
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command. Imports nothing heavy: ``--help`` answers at once."""
+def command_parser() -> tuple[Parser, Any]:
+    """Return the parser of every command but `recipe`, which types them, and where to add more commands."""
     from .. import __doc__ as about
 
     parser = Parser(prog="pipeline", description=(about or "").split("\n\nExamples")[0],
@@ -102,9 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_command(verbs, "backbones", commands.backbones, "list the backbones")
     _add_cache_commands(verbs)
-    looking.add_commands(verbs)
-    recipes.add_commands(verbs)
-    return parser
+    inspection.add_commands(verbs)
+    return parser, verbs
 
 
 def _add_cache_commands(verbs: Any) -> None:

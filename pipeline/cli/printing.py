@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import PipelineError
+from ..core.errors import PipelineError
 
 
 def progress_bars() -> Any:

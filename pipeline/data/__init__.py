@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .builtin import DATASETS, DEFAULT_DATA
-from .contained import list_images
+from .containers import list_images
 from .dataset import Dataset, load_dataset
-from .places import Place, place
-from .reader import DECODE_RULES, Limits, UnreadableImageError, decode, read_bytes
+from .decoding import DECODE_RULES, decode, read_bytes
+from .files import Limits, Place, UnreadableImageError, place
 from .transforms import Transform
 
 __all__ = [

@@ -1,26 +1,27 @@
-"""Random views of training images; every draw comes from the generator that the caller passes.
-
-An entry of `AUGMENTATIONS` takes the network's `Transform`, which knows the size and interpolation, and gives a
-callable: ``augment(image, rng)`` returns uint8 pixels of shape (height, width, 3), not yet normalised. The same
-image and generator state give the same pixels, in whatever thread or process.
-"""
+"""Random views of images: drawn anew while training, or cached beside the plain image and always the same ones."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..registry import Registry
+from ..core.errors import PipelineError
+from ..core.registry import Registry
+from .digests import DIGEST_BYTES
 from .transforms import INTERPOLATIONS, Transform
 
 Augmentation = Callable[[Image.Image, np.random.Generator], np.ndarray]
 
 AUGMENTATIONS: Registry[Callable[[Transform], Augmentation]] = Registry("augmentation")
+DEFAULT_AUGMENTATION = "tutorial"
+RULE = 1  # how draws follow from content, view and seed; part of the spec
 
 
 @dataclass(frozen=True)
@@ -135,3 +136,100 @@ def _drawing_from(rng: np.random.Generator) -> AbstractContextManager:
             return func(*args, **(kwargs or {}), **own)
 
     return Drawing()
+
+
+@dataclass(frozen=True)
+class Views:
+    """How many views of each image there are, and how those beyond the plain one are drawn.
+
+    View 0 is what the network sees when it is evaluated; views 1 to ``count - 1`` are augmented. What is drawn for a
+    view depends on the image file's content, the number of the view and the seed, and on nothing else: not on split,
+    order, workers or batches. Every image has all of its views, whatever its split: a row does not know its split, so
+    re-splitting computes nothing, and predictions of held-out images can be averaged over views.
+
+    Parameters
+    ----------
+    count : int
+        V, the views of each image, the plain one included.
+    augmentation : str
+        A name in `AUGMENTATIONS` other than ``none``. Without meaning, as is the seed, where there is one view.
+    seed : int
+
+    Raises
+    ------
+    PipelineError
+        If there is no such number of views, seed or augmentation, or it would only repeat the plain view.
+    """
+
+    count: int = 1
+    augmentation: str = DEFAULT_AUGMENTATION
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("count", 1, 1000), ("seed", 0, 2**32 - 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                what = "number of views" if name == "count" else "seed of the views"
+                raise PipelineError(f"The {what} is {value!r}; it must be a whole number from {least} to {most:,}.")
+        AUGMENTATIONS[self.augmentation]
+        if self.count == 1:  # equal views have equal fields
+            object.__setattr__(self, "augmentation", DEFAULT_AUGMENTATION)
+            object.__setattr__(self, "seed", 0)
+        elif self.augmentation == "none":
+            others = ", ".join(name for name in AUGMENTATIONS if name != "none")
+            raise PipelineError(f"{self.count} views with augmentation 'none' would all be the plain one. Take another "
+                                f"({others}), or leave the views out.")
+
+    def __call__(self, image: Image.Image, content: bytes, transform: Transform) -> np.ndarray:
+        """Return all views of an image.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            Mode RGB.
+        content : bytes
+            The image file that it came from.
+        transform : Transform
+
+        Returns
+        -------
+        (V, H, W, 3) uint8 array
+        """
+        plain = transform(image)
+        if self.count == 1:
+            return plain[None]
+        augment = AUGMENTATIONS[self.augmentation](transform)
+        digest = int.from_bytes(hashlib.sha256(content).digest()[:DIGEST_BYTES], "big")
+        further = [augment(image, np.random.default_rng((self.seed, view, digest))) for view in range(1, self.count)]
+        return np.stack([plain, *further])
+
+    @property
+    def label(self) -> str:
+        """What is not as usual, for people; empty where there is one view."""
+        if self.count == 1:
+            return ""
+        augmentation = self.augmentation if self.augmentation != DEFAULT_AUGMENTATION else ""
+        return " ".join(filter(None, (f"{self.count} views", augmentation, f"seed {self.seed}" if self.seed else "")))
+
+    @property
+    def flags(self) -> list[str]:
+        """The command line's words that ask for these views; none where there is one view."""
+        usual, flags = Views(2), {"--augmentation": "augmentation", "--view-seed": "seed"}
+        changed = [word for flag, name in flags.items() if getattr(self, name) != getattr(usual, name)
+                   for word in (flag, str(getattr(self, name)))]
+        return ["--views", str(self.count), *changed] if self.count > 1 else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `Views` takes to make this again; empty where there is one view."""
+        return {} if self.count == 1 else {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def described(self, transform: Transform) -> dict[str, Any]:
+        """Return everything that decides the further views, for a cache's spec; empty where there is one view."""
+        if self.count == 1:
+            return {}
+        settings = {name: value for name, value in vars(AUGMENTATIONS[self.augmentation](transform)).items()
+                    if name != "transform"}
+        return {**self.to_dict(), "augmentation": {"name": self.augmentation, **settings}, "rule": RULE}
+
+
+PLAIN = Views()

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..progress import Progress
-from ..registry import Registry
-from .samples import Samples
+from ..core.progress import Progress
+from ..core.registry import Registry
+from .listing import Samples
 
 DEFAULT_DATA = "phototiles"
 TORCHVISION = "torchvision:"  # what follows is the name of one of torchvision's own sets

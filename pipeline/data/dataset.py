@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,19 +10,57 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, UnknownNameError, suggestion
-from ..progress import Progress, silent
+from ..core.errors import DataError, UnknownNameError, suggestion
+from ..core.progress import Progress, silent
 from .builtin import DATASETS, TORCHVISION
-from .contained import is_contained, list_contained
+from .containers import is_contained, list_contained
+from .csv_tables import list_table
+from .decoding import read_bytes
 from .digests import digest_files, fraction, memo_file
-from .limit import keep_first, without_limit
-from .places import Place
-from .reader import DEFAULT_LIMITS, Limits, read_bytes
-from .samples import SPLITS, UNDECIDED, Samples, check_classes, first_few
+from .files import DEFAULT_LIMITS, Limits, Place
+from .listing import SPLITS, UNDECIDED, Samples, check_classes, first_few
 from .sources import CONTAINERS
-from .tables import list_table
 
 VAL_FRACTION = 0.2
+
+
+def without_limit(data: str) -> tuple[str, int | None]:
+    """Split ``DATA[:N]`` into what names the data set and N.
+
+    >>> without_limit("photos[:100]")
+    ('photos', 100)
+    """
+    found = re.fullmatch(r"(.+)\[:(-?\d+)\]", data)
+    return (found[1], int(found[2])) if found else (data, None)
+
+
+def keep_first(samples: Samples, count: int) -> None:
+    """Keep the first `count` images in listing order, taking from every class of every split in proportion.
+
+    Of a folder without classes that is the first ones. The data set gets a name of its own, and so its own caches:
+    those of the whole set stay, and rows are copied from one to the other.
+
+    Raises
+    ------
+    DataError
+        If there are more classes and splits than images may be taken.
+    """
+    groups = np.unique(np.char.add(samples.splits, samples.labels.astype("<U20")), return_inverse=True)[1]
+    least = int(groups.max(initial=0)) + 1
+    if count < least:
+        raise DataError(f"A limit of {count} images is too low for {samples.name!r}: with a class and split each it "
+                        f"takes {least} at the least.")
+    if count >= len(samples.paths):
+        return
+    share = np.empty(len(groups))
+    for group in range(least):
+        members = np.flatnonzero(groups == group)
+        share[members] = np.arange(len(members)) / len(members)
+    kept = np.sort(np.argsort(share, kind="stable")[:count])
+    samples.notes.append(f"Only {count:,} of {len(samples.paths):,} images, by the limit.")
+    samples.paths = [samples.paths[index] for index in kept.tolist()]
+    samples.labels, samples.splits = samples.labels[kept], samples.splits[kept]
+    samples.name = f"{samples.name}-first-{count}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +151,7 @@ def load_dataset(
     ----------
     data : str
         A name in `DATASETS`, ``torchvision:NAME``, a folder, a CSV file, or what `list_contained` takes; ``[:N]``
-        behind it takes the first N images, see `pipeline.data.limit.keep_first`.
+        behind it takes the first N images, see `pipeline.data.dataset.keep_first`.
     cache_dir : str or Path
         Keeps downloads and the memory of digests.
     val_fraction : float, optional
@@ -124,7 +163,7 @@ def load_dataset(
     limits : Limits
         What one image may cost.
     progress : callable
-        See `pipeline.progress`.
+        See `pipeline.core.progress`.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .reader import UnreadableImageError
+from .files import UnreadableImageError
 from .transforms import INTERPOLATIONS, MOST_PIXELS, Transform, _span
 
 if TYPE_CHECKING:

@@ -1,20 +1,101 @@
-"""Data sets that are folders: split into train/val/test, one folder a class, or flat and unlabelled."""
+"""Data sets that are folders, on disk or inside an archive: split into train/val/test, one folder a class, or flat."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DataError
-from ..progress import Progress, silent
-from .listing import IMAGE_SUFFIXES, Level, scan, walk
-from .samples import SPLIT_OF, UNDECIDED, NothingFoundError, Samples, first_few, safe_name
+from ..core.errors import DataError
+from ..core.progress import Progress, silent
+from .listing import (
+    IMAGE_SUFFIXES,
+    SPLIT_OF,
+    UNDECIDED,
+    Level,
+    NothingFoundError,
+    Samples,
+    first_few,
+    safe_name,
+    scan,
+    walk,
+)
 
 _BESIDE = "beside the class folders, so it has no class"
+
+
+class NamesInside:
+    """Files sorted into the folders that their names tell.
+
+    Parameters
+    ----------
+    entries : iterable of (str, str)
+        Name and why it is not to be used; an empty reason for an image.
+    strip : bool
+        Look for the layout inside of the one folder that holds everything, if that is so and it is no split.
+
+    Attributes
+    ----------
+    prefix : str
+        The folder that paths given to `scan` and `walk` start in, with a slash; paths that come back are whole.
+    loose : list of (str, str)
+        What is not to be used and lies in no folder with images below that one.
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, str]], strip: bool = False):
+        self.prefix, self.loose = "", list[tuple[str, str]]()
+        self._images: dict[str, list[str]] = {"": []}
+        self._skipped: dict[str, list[tuple[str, str]]] = {}
+        others = []
+        self._folders: dict[str, set[str]] = {"": set()}
+        for name, reason in entries:
+            folder = name.rpartition("/")[0]
+            if reason:
+                others.append((name, reason))
+            else:
+                if folder not in self._images:
+                    self._make(folder)
+                self._images[folder].append(name)
+        while strip and not self._images[top := self.prefix.rstrip("/")] and len(self._folders[top]) == 1:
+            only = next(iter(self._folders[top]))
+            if only.lower() in SPLIT_OF or not self.prefix.count("/") < 8:
+                break
+            self.prefix += f"{only}/"
+        # a name that leads elsewhere makes no folder, and a file that is no image makes no class
+        for name, reason in others:
+            folder = name.rpartition("/")[0]
+            inside = folder in self._images and f"{folder}/".startswith(self.prefix)
+            (self._skipped.setdefault(folder, []) if inside else self.loose).append((name, reason))
+
+    def _make(self, folder: str) -> None:
+        while folder and folder not in self._images:
+            self._images[folder], self._folders[folder] = [], self._folders.get(folder, set())
+            above, _, name = folder.rpartition("/")
+            self._folders.setdefault(above, set()).add(name)
+            folder = above
+
+    def scan(self, inside: str = "") -> Level:
+        """List one folder, as `listing.scan`; names are relative to it."""
+        folder = (self.prefix + inside).rstrip("/")
+        start = len(folder) + 1 if folder else 0
+        images = sorted(name[start:] for name in self._images.get(folder, ()))
+        skipped = sorted((name[start:], reason) for name, reason in self._skipped.get(folder, ()))
+        return Level(images, [(name, False) for name in sorted(self._folders.get(folder, ()))], skipped)
+
+    def walk(self, inside: str = "", bar: Any = None) -> Iterator[tuple[str, str]]:
+        """Yield every file below a folder, that folder's own files first, each level sorted."""
+        stack = [(self.prefix + inside).rstrip("/")]
+        while stack:
+            folder = stack.pop()
+            yield from ((name, "") for name in sorted(self._images.get(folder, ())))
+            yield from sorted(self._skipped.get(folder, ()))
+            below = f"{folder}/" if folder else ""
+            stack += [below + name for name in sorted(self._folders.get(folder, ()), reverse=True)]
+            if bar is not None:
+                bar.update(len(self._images.get(folder, ())))
 
 
 def list_folder(root: Path, progress: Progress = silent) -> Samples:
@@ -25,7 +106,7 @@ def list_folder(root: Path, progress: Progress = silent) -> Samples:
     root : Path
         ``train/CLASS/…`` with ``val/`` and ``test/`` (or ``valid``, ``validation``…); or ``CLASS/…``; or images only.
     progress : callable
-        See `pipeline.progress`.
+        See `pipeline.core.progress`.
 
     Raises
     ------
@@ -38,7 +119,7 @@ def list_folder(root: Path, progress: Progress = silent) -> Samples:
     return samples
 
 
-class Tree(Protocol):
+class FolderNames(Protocol):
     """Folders to look for a layout in; `prefix` is what paths from it begin with, `loose` what lies in none of them."""
 
     prefix: str
@@ -70,7 +151,7 @@ class FolderTree:
         return walk(self.root, inside, bar)
 
 
-def list_tree(samples: Samples, tree: Tree, progress: Progress = silent) -> None:
+def list_tree(samples: Samples, tree: FolderNames, progress: Progress = silent) -> None:
     """Fill an empty listing from folders in whichever of the three layouts they have.
 
     Raises
@@ -92,7 +173,7 @@ def list_tree(samples: Samples, tree: Tree, progress: Progress = silent) -> None
         raise NothingFoundError(_nothing_found(samples))
 
 
-def _split_folders(samples: Samples, tree: Tree, level: Level) -> dict[str, str]:
+def _split_folders(samples: Samples, tree: FolderNames, level: Level) -> dict[str, str]:
     """Return split -> folder name; empty when the folders are classes (one of which may well be called train)."""
     named = [(SPLIT_OF[name.lower()], name) for name, _ in level.folders if name.lower() in SPLIT_OF]
     splits = dict(named)
@@ -104,7 +185,7 @@ def _split_folders(samples: Samples, tree: Tree, level: Level) -> dict[str, str]
 
 
 def _from_split_folders(
-    splits: dict[str, str], tree: Tree, level: Level, samples: Samples
+    splits: dict[str, str], tree: FolderNames, level: Level, samples: Samples
 ) -> list[tuple[str, str, str]]:  # fmt: skip
     """Return (folder, split, class) for each class folder of each split."""
     groups = []
@@ -118,7 +199,7 @@ def _from_split_folders(
     return groups
 
 
-def _fill(samples: Samples, tree: Tree, groups: list[tuple[str, str, str]], bar: Any) -> None:
+def _fill(samples: Samples, tree: FolderNames, groups: list[tuple[str, str, str]], bar: Any) -> None:
     """Walk every class folder; a class is its top folder, however deep the image lies."""
     samples.from_folders = True
     samples.classes = tuple(sorted({name for _, _, name in groups}))

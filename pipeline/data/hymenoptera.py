@@ -6,12 +6,11 @@ import json
 import os
 from pathlib import Path
 
-from ..errors import DataError
-from ..progress import Progress, silent
-from .download import fetch, unpack
+from ..core.errors import DataError
+from ..core.progress import Progress, silent
+from .download import MANIFEST, ensure, fetch, unpack, was_made
 from .folders import list_folder
-from .made import MANIFEST, ensure, was_made
-from .samples import Samples
+from .listing import Samples
 
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 FOLDER = "hymenoptera_data"  # in the archive, and beside other data sets
@@ -31,7 +30,7 @@ def list_hymenoptera(
     cache_dir : Path
         A copy may lie, and goes, in its ``downloads/hymenoptera_data``; before that, ``$PIPELINE_DATA`` is tried.
     progress : callable
-        See `pipeline.progress`.
+        See `pipeline.core.progress`.
     url, sha256 : str
         The archive and, if known, what its content must be. Without, the first download's is written down, printed,
         and asked of every later one.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from ..errors import PipelineError
+from ..core.errors import PipelineError
 from .jpeg import JpegHeader, turns
 
 if TYPE_CHECKING:

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
-from ..progress import Progress, silent
+from ..core.errors import DataError
+from ..core.progress import Progress, silent
+from .decoding import decode, read_bytes
+from .download import ensure
+from .files import UnreadableImageError
 from .folders import list_folder
-from .made import ensure
-from .reader import UnreadableImageError, decode, read_bytes
-from .samples import Samples
+from .listing import Samples
 
 SIDE = 64  # of a tile, in pixels
 MOST = 64  # tiles of one photograph

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, UnknownNameError
-from ..progress import Progress, silent
+from ..core.errors import DataError, UnknownNameError
+from ..core.progress import Progress, silent
+from .download import ensure, is_whole
 from .folders import list_folder
 from .hymenoptera import OWN_DATA
-from .made import ensure, is_whole
-from .samples import UNDECIDED, Samples, safe_name
+from .listing import UNDECIDED, Samples, safe_name
 
 # Split -> the settings that make torchvision give it. Sets without splits are split by content.
 Splits = dict[str, dict[str, Any]]
@@ -54,7 +54,7 @@ def list_torchvision(
     cache_dir : Path
         Downloads and PNG files go to its ``downloads`` folder; ``$PIPELINE_DATA`` is tried as torchvision's root first.
     progress : callable
-        See `pipeline.progress`.
+        See `pipeline.core.progress`.
     name : str
         Of the data set; by default made from `kind`.
     source : callable, optional

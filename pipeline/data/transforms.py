@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import PipelineError
-from .reader import UnreadableImageError
+from ..core.errors import PipelineError
+from .files import UnreadableImageError
 
 INTERPOLATIONS = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")

@@ -12,15 +12,26 @@ from .settings import FinetuneSettings
 from .strategies import STRATEGIES, Strategy
 
 if TYPE_CHECKING:
-    from .outcome import Finetuned, Scores
+    from .result import Finetuned, Scores
     from .training import train
 
-_HOME = {"Finetuned": "outcome", "Scores": "outcome", "train": "training"}
+_HOMES = {
+    "Finetuned": "result",
+    "Scores": "result",
+    "train": "training",
+}
 
-__all__ = ["STRATEGIES", "FinetuneSettings", "Finetuned", "Scores", "Strategy", "train"]
+__all__ = [
+    "STRATEGIES",
+    "FinetuneSettings",
+    "Finetuned",
+    "Scores",
+    "Strategy",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..backbones.embedding import available_cores
+from ..core.machine import available_memory
 from ..data import Dataset, Transform, UnreadableImageError, decode
 from ..data.augmentation import AUGMENTATIONS
-from ..memory import available_memory
+from ..engines.embedding import available_cores
 
 BYTES_A_PIXEL = 4  # Pillow keeps RGB in four
 AHEAD = 2  # batches decoded before they are asked for

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from math import inf
 from typing import Any
 
+from ..core.errors import PipelineError, UnknownNameError
 from ..data.augmentation import AUGMENTATIONS
-from ..errors import PipelineError, UnknownNameError
 from .strategies import STRATEGIES
 
 OPTIMIZERS = ("sgd", "adamw")

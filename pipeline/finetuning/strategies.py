@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ..errors import PipelineError, UnknownNameError
-from ..registry import Registry
+from ..core.errors import PipelineError, UnknownNameError
+from ..core.registry import Registry
 
 if TYPE_CHECKING:
     from .settings import FinetuneSettings

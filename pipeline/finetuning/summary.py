@@ -19,7 +19,7 @@ from ..backbones import POOLED
 from ..backbones.backbone import find_architecture
 from ..backbones.layers import FeatureNetwork
 from ..backbones.torchvision_models import shapes_only
-from ..errors import PipelineError
+from ..core.errors import PipelineError
 from .network import PREFIX, Classifier
 from .settings import FinetuneSettings
 from .strategies import STRATEGIES

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.errors import DataError
 from ..data import Dataset
-from ..errors import DataError
 from .batches import Decoder, epoch_order, grouped
 from .distributed import World
 from .network import Classifier, autocast
-from .optimisation import class_weights, make_optimizer, set_rates, update_average
-from .outcome import labelled
-from .schedules import rate_factor
+from .optimisation import Stepper, class_weights, make_optimizer, rate_factor, set_rates, update_average
+from .result import labelled
 from .settings import FinetuneSettings
-from .stepping import Stepper
 from .strategies import STRATEGIES
 
 Tensors = dict[str, torch.Tensor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,29 +15,56 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backbones import Backbone, choose_device
-from ..backbones.allocator import kept_memory
+from ..backbones import Backbone
 from ..backbones.backbone import random_weights
+from ..core.errors import PipelineError, RunError
+from ..core.progress import Progress, silent
 from ..data import Dataset
-from ..errors import PipelineError, RunError
-from ..progress import Progress, silent
+from ..engines import choose_device
+from ..engines.memory import kept_memory
 from .batches import Decoder
-from .blocks import find_blocks
-from .checkpoints import Checkpoints
-from .distributed import World, world
-from .interrupts import deferred
-from .network import Classifier, choose_precision, feature_length
-from .outcome import Finetuned, score, with_weights
-from .probing import solve_probe
-from .resuming import record_of, restore, tensors_of
+from .checkpoints import Checkpoints, record_of, restore, tensors_of
+from .distributed import World, deferred, world
+from .network import Classifier, choose_precision, feature_length, find_blocks
+from .result import Finetuned, score, solve_probe, with_weights
 from .settings import FREE_TO_CHANGE, FinetuneSettings
 from .strategies import STRATEGIES
-from .tracking import tensorboard
 from .trainer import Tensors, Trainer
 
 DEFAULTS = FinetuneSettings()
 MIXES = np.linspace(0, 1, 11)
 Probe = tuple[np.ndarray, np.ndarray]
+
+
+@contextmanager
+def tensorboard(folder: str) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """Yield what takes an epoch's line of the history; without a folder it does nothing.
+
+    Raises
+    ------
+    PipelineError
+        If the package tensorboard is not installed, or the folder cannot be written.
+    """
+    if not folder:
+        yield lambda line: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(folder)
+    except ImportError as error:
+        raise PipelineError(f"--tensorboard needs the package tensorboard: {sys.executable} -m pip install tensorboard"
+                            ) from error
+    except OSError as error:
+        raise PipelineError(f"Cannot write to the TensorBoard folder {folder!r}: {error.strerror or error}.") from error
+
+    def write(line: dict[str, Any]) -> None:
+        for name in line.keys() - {"epoch"}:
+            writer.add_scalar(name, line[name], line["epoch"])
+        writer.flush()
+
+    with writer:
+        yield write
 
 
 def train(

@@ -1,7 +1,7 @@
-"""Stage two: heads, scikit-learn classifiers trained on cached features in seconds.
+"""Heads: scikit-learn classifiers on numpy arrays of features.
 
-`HEADS` is the table of all of them. Importing this package imports neither torch nor scikit-learn; only `linear`
-and `mlp` need torch, and only to train.
+`HEADS` is the table of all of them. Importing this room imports neither torch nor scikit-learn; only `linear` and `mlp`
+need torch, and only to train.
 """
 
 from __future__ import annotations
@@ -9,36 +9,63 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import HeadError
+
 if TYPE_CHECKING:
     from .base import Head
     from .calibration import calibrate, conformal_threshold
-    from .errors import HeadError
-    from .familiarity import Familiarity, fit_familiarity
-    from .linear import LinearHead
+    from .out_of_distribution import OutOfDistribution, fit_out_of_distribution
     from .registry import HEADS, HeadEntry, make_head
     from .rows import StreamedRows
     from .saving import load_head, save_head
     from .scaling import SCALINGS
     from .scores import prediction_sets, probabilities
     from .sweep import SweepResult, sweep_head
+    from .torch_heads import LinearHead
 
-_HOME = {
-    "HEADS": "registry", "HeadEntry": "registry", "make_head": "registry",
-    "Head": "base", "probabilities": "scores", "HeadError": "errors", "SCALINGS": "scaling",
-    "LinearHead": "linear", "save_head": "saving", "load_head": "saving",
-    "calibrate": "calibration", "conformal_threshold": "calibration", "prediction_sets": "scores",
-    "Familiarity": "familiarity", "fit_familiarity": "familiarity",
-    "sweep_head": "sweep", "SweepResult": "sweep", "StreamedRows": "rows",
+_HOMES = {
+    "HEADS": "registry",
+    "Head": "base",
+    "HeadEntry": "registry",
+    "LinearHead": "torch_heads",
+    "OutOfDistribution": "out_of_distribution",
+    "SCALINGS": "scaling",
+    "StreamedRows": "rows",
+    "SweepResult": "sweep",
+    "calibrate": "calibration",
+    "conformal_threshold": "calibration",
+    "fit_out_of_distribution": "out_of_distribution",
+    "load_head": "saving",
+    "make_head": "registry",
+    "prediction_sets": "scores",
+    "probabilities": "scores",
+    "save_head": "saving",
+    "sweep_head": "sweep",
 }
 
 __all__ = [
-    "HEADS", "SCALINGS", "Familiarity", "Head", "HeadEntry", "HeadError", "LinearHead", "StreamedRows",
-    "SweepResult", "calibrate", "conformal_threshold", "fit_familiarity", "load_head", "make_head",
-    "prediction_sets", "probabilities", "save_head", "sweep_head",
+    "HEADS",
+    "SCALINGS",
+    "Head",
+    "HeadEntry",
+    "HeadError",
+    "LinearHead",
+    "OutOfDistribution",
+    "StreamedRows",
+    "SweepResult",
+    "calibrate",
+    "conformal_threshold",
+    "fit_out_of_distribution",
+    "load_head",
+    "make_head",
+    "prediction_sets",
+    "probabilities",
+    "save_head",
+    "sweep_head",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation import evaluate
+from ..core.errors import HeadError
+from ..evaluation.metrics import evaluate
 from .base import Head
-from .errors import HeadError
-from .scores import plain, probabilities
+from .scores import fit_temperature, plain, probabilities
 from .sweep import cross_validation_folds
-from .temperature import fit_temperature
 
 FIGURES = ("log_loss", "brier", "ece")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..core.errors import HeadError, known
 from .base import Head
-from .errors import HeadError, known
 from .scaling import chunks
 
 METRICS = ("cosine", "euclidean")

@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .losses import Loss
-from .out_of_fold import fold_numbers
 from .penalty_path import Solution, walk
-from .rows import StreamedRows
-from .solver import LinearProblem, State
-from .temperature import fit_temperature
-from .threads import SMALL, cores, sum_rows
+from .rows import SMALL, StreamedRows, cores, sum_rows
+from .scores import fit_temperature, fold_numbers
+from .solver import LinearProblem, Loss, State
 
 FOLDS = 5
 LEFT_OUT = 1000  # images; with so many left out already, further folds are not solved

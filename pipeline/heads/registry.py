@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..registry import Registry
-from .errors import HeadError, known
+from ..core.errors import HeadError, known
+from ..core.registry import Registry
 
 if TYPE_CHECKING:
     from .base import Head
@@ -72,11 +72,11 @@ def _log_steps(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 for entry in (
-    HeadEntry("linear", "one linear layer by SGD, AdamW or L-BFGS, best epoch kept", "linear:LinearHead", True,
+    HeadEntry("linear", "one linear layer by SGD, AdamW or L-BFGS, best epoch kept", "torch_heads:LinearHead", True,
               {"weight_decay": (0.01, 0.0), "lr": _log_steps(-4, -1, 7)}),
-    HeadEntry("logistic", "softmax regression solved to the optimum", "solved:LogisticHead",
+    HeadEntry("logistic", "softmax regression solved to the optimum", "logistic:LogisticHead",
               grid={"scaling": ("standardize", "none"), "C": _log_steps(-6, 5, 45)}),
-    HeadEntry("linear-svm", "linear support vector machines, one against the rest", "solved:LinearSVMHead",
+    HeadEntry("linear-svm", "linear support vector machines, one against the rest", "logistic:LinearSVMHead",
               grid={"scaling": ("standardize", "none"), "C": _log_steps(-6, 0, 13)}),
     HeadEntry("svm-rbf", "support vector machine with a Gaussian kernel", "svm_rbf:SVMRBFHead",
               grid={"scaling": ("standardize", "none"), "gamma_factor": (0.3, 1.0, 3.0), "C": (1.0, 10.0, 100.0)}),
@@ -94,7 +94,7 @@ for entry in (
               grid={"min_samples_leaf": (5, 2, 1)}),
     HeadEntry("hist-gradient-boosting", "gradient-boosted trees", "trees:HistGradientBoostingHead",
               grid={"max_leaf_nodes": (4, 15), "learning_rate": (0.1, 0.3)}),
-    HeadEntry("mlp", "one hidden layer with dropout", "mlp:MLPHead", True,
+    HeadEntry("mlp", "one hidden layer with dropout", "torch_heads:MLPHead", True,
               {"hidden": (64, 256), "lr": (1e-4, 3e-4, 1e-3)}),
 ):
     HEADS[entry.name] = entry

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..core.errors import HeadError
 from .base import ClassWeight, LinearModel
-from .errors import HeadError
-from .rows import StreamedRows
-from .temperature import fit_temperature, sample_for_temperature
-from .threads import map_rows, sum_rows
+from .rows import StreamedRows, map_rows, sum_rows
+from .scores import fit_temperature, sample_for_temperature
 
 IMAGE_ROWS = 1024  # rows at a time of images with several views
 ALPHAS = tuple(float(alpha) for alpha in 10.0 ** np.arange(-2, 7.01, 0.5))

@@ -1,22 +1,27 @@
-"""Training rows that do not fit into memory: read anew, chunk by chunk, each time they are walked.
-
-Whatever a head learns by sums over rows goes through `threads.map_rows`, which takes arrays and streamed rows alike:
-one piece of code for both, and the same sums.
-"""
+"""Training rows: streamed from disk where memory does not hold them, worked on by all cores."""
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, reduce
+from operator import iadd
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from .errors import HeadError
+from ..core.errors import HeadError
 
 CHUNK_VALUES = 8_000_000  # read at a time; several chunks are in memory at once
 BUFFER_VALUES = 64_000_000  # shuffled at a time
 RUN = 256  # neighbouring rows that are read together into a shuffled buffer
+SMALL = 4_000_000  # values; less work than this is not worth a second thread
+PIECE = 500_000  # values in a piece at the least
 
 
 class StreamedRows:
@@ -96,3 +101,60 @@ def _ahead(iterator: Iterator[Any]) -> Iterator[Any]:
         while (found := pending.result()) is not None:
             pending = pool.submit(next, iterator, None)
             yield found
+
+
+@contextmanager
+def one_thread(X: Any = None) -> Iterator[None]:
+    """Let BLAS use one thread, and OpenMP too unless the features `X` are many."""
+    small = not hasattr(X, "shape") or np.size(X) < SMALL
+    with threadpool_limits(1, None if small else "blas"):
+        yield
+
+
+def cores() -> int:
+    """Return how many threads this process should use: one in a worker process, whose siblings use the others."""
+    if multiprocessing.parent_process() is not None:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_rows(function: Callable[..., Any], rows: np.ndarray | StreamedRows, *arrays: np.ndarray) -> Iterator[Any]:
+    """Call a function on consecutive pieces of arrays of equal length, on all cores; yield the results in order.
+
+    How rows are cut does not depend on the number of cores, so neither do sums over the pieces.
+
+    Parameters
+    ----------
+    function : callable
+        Of a piece of each array.
+    rows : (N, ...) array or StreamedRows
+    *arrays : (N, ...) arrays
+    """
+    if not isinstance(rows, StreamedRows):
+        yield from _map_pieces(function, rows, *arrays)
+        return
+    for start, chunk in rows.chunks():
+        own = [array[start : start + len(chunk)] for array in arrays]
+        yield from _map_pieces(lambda piece, *others: function(rows.finish(piece), *others), chunk, *own)
+
+
+def sum_rows(function: Callable[..., Any], rows: np.ndarray | StreamedRows, *arrays: np.ndarray) -> Any:
+    """Return the sum of what `map_rows` yields: new arrays, or numbers."""
+    return reduce(iadd, map_rows(function, rows, *arrays))
+
+
+def _map_pieces(function: Callable[..., Any], *arrays: np.ndarray) -> Iterator[Any]:
+    n = len(arrays[0])
+    pieces = max(1, min(16, arrays[0].size // PIECE))
+    bounds = [n * piece // pieces for piece in range(pieces + 1)]
+    parts = [tuple(array[start:stop] for array in arrays) for start, stop in itertools.pairwise(bounds)]
+    if pieces == 1 or cores() == 1:
+        yield from (function(*part) for part in parts)
+    else:
+        yield from _pool(os.getpid()).map(lambda part: function(*part), parts)
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Return this process's threads; a forked child has none of its parent's."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="heads")

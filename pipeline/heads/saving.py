@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import PipelineError, RunError
-from .familiarity import Familiarity
+from ..core.errors import PipelineError, RunError
+from .out_of_distribution import OutOfDistribution
 from .scaling import Scaler
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ FORMAT = 1
 JSON_FILE, ARRAYS_FILE = "head.json", "head.safetensors"
 MOST_JSON = 64 << 20  # bytes; the largest sensible one, of 1,000 classes and 1,000 epochs, is below 1 MB
 MOST_FEATURES = 1 << 24
-RECORDS: dict[str, Any] = {"Scaler": Scaler, "Familiarity": Familiarity}  # attributes that are more than one array
+# attributes that are more than one array, by their names in files
+RECORDS: dict[str, Any] = {"Scaler": Scaler, "Familiarity": OutOfDistribution}
 NAME = re.compile(r"[a-z][a-z0-9_]*_")  # of a fitted attribute
 
 
@@ -115,7 +116,8 @@ def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays |= {f"{name}.{part}": np.ascontiguousarray(own) for part, own in parts.items()
                        if isinstance(own, np.ndarray)}
             plain = {part: own for part, own in parts.items() if not isinstance(own, np.ndarray)}
-            values[name] = {"record": type(value).__name__, "plain": plain}
+            record = next(known for known, kind in RECORDS.items() if kind is type(value))
+            values[name] = {"record": record, "plain": plain}
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             arrays[name] = np.ascontiguousarray(value)
         else:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import HeadError, known
-from .rows import StreamedRows
-from .threads import sum_rows
+from ..core.errors import HeadError, known
+from .rows import StreamedRows, sum_rows
 
 SCALINGS = {
     "none": "features as they are",

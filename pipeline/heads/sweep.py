@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..cluster import joblib_backend, require_same, versions
-from ..errors import PipelineError
-from ..evaluation import balanced_accuracy, confusion_matrix, log_loss, macro_f1
-from ..progress import Progress, silent
+from ..core.cluster import joblib_backend, require_same, versions
+from ..core.errors import HeadError, PipelineError, known
+from ..core.progress import Progress, silent
+from ..evaluation.metrics import balanced_accuracy, confusion_matrix, log_loss, macro_f1
 from .base import Head
-from .errors import HeadError, known
-from .out_of_fold import Fold
 from .registry import HEADS, make_head
-from .scores import plain, probabilities
-from .threads import one_thread
+from .rows import one_thread
+from .scores import Fold, plain, probabilities
 
 METRICS = {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": -1}  # 1: larger is better
 FITS_VERSION = 2  # of what is kept about finished fits; 1 held penalties that had not been solved
@@ -97,7 +95,7 @@ def sweep_head(
     scheduler : str, optional
         Address of a Dask cluster whose workers fit the candidates, instead of this machine; it takes `n_jobs` for all.
     progress : callable
-        See `pipeline.progress`; counts fits.
+        See `pipeline.core.progress`; counts fits.
 
     Returns
     -------

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import HeadError, known
-from .rows import StreamedRows
-from .threads import SMALL
+from ..core.errors import HeadError, known
+from .rows import SMALL, StreamedRows
 
 LEARNING_RATES = {"sgd": 1e-3, "adamw": 1e-3, "lbfgs": 1.0}
 LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

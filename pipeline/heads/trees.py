@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import HeadError
 from .base import ClassWeight, Head
-from .errors import HeadError
 from .scaling import chunks
 
 BLOCK_VALUES = 1_000_000  # positions (rows x trees) walked at a time

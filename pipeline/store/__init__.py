@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .catalog import CacheEntry, list_caches, nearest, remove, superseded, unused, verify_cache
-    from .file import FeatureCache
-    from .joined import JoinedCache, open_caches
-    from .lock import hold
+    from .disk import hold
+    from .feature_cache import FeatureCache
+    from .joined_cache import JoinedCache, open_caches
     from .paths import cache_path
     from .plan import Plan
+    from .row_index import Survey, survey
     from .spec import FORMAT_VERSION, Spec
     from .writer import CacheWriter
 
@@ -22,19 +23,19 @@ _HOMES = {
     "CacheEntry": "catalog",
     "CacheWriter": "writer",
     "FORMAT_VERSION": "spec",
-    "FeatureCache": "file",
-    "JoinedCache": "joined",
+    "FeatureCache": "feature_cache",
+    "JoinedCache": "joined_cache",
     "Plan": "plan",
     "Spec": "spec",
-    "Survey": "surveying",
+    "Survey": "row_index",
     "cache_path": "paths",
-    "hold": "lock",
+    "hold": "disk",
     "list_caches": "catalog",
     "nearest": "catalog",
-    "open_caches": "joined",
+    "open_caches": "joined_cache",
     "remove": "catalog",
     "superseded": "catalog",
-    "survey": "surveying",
+    "survey": "row_index",
     "unused": "catalog",
     "verify_cache": "catalog",
 }

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 
-from ..errors import CacheError
+from ..core.errors import CacheError
 from .layout import bytes_a_row, span_blocks
 
 _WORKERS = min(8, os.cpu_count() or 1)

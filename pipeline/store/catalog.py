@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheError
-from ..progress import Progress, silent
+from ..core.errors import CacheError
+from ..core.progress import Progress, silent
 from .blocks import Digester
-from .disk import DISK, Disk
-from .file import FeatureCache
-from .lock import hold
-from .meta import StaleCacheError
-from .parts import parts_listed, sweep
+from .disk import DISK, Disk, hold
+from .feature_cache import FeatureCache
+from .hdf5 import parts_listed
+from .layout import StaleCacheError
 from .paths import CachePlaces, owner, safe_name, split_name
-from .record import read_header
+from .plan import read_header
+from .publishing import sweep
 from .spec import Spec
 
 

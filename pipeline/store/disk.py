@@ -1,17 +1,24 @@
-"""Every change that the store makes to the disk goes through here, so that a test can stop each one.
+"""The store's way to the disk: every change goes through here, so that a test can stop each one.
 
-What is named by its final name is complete: files are written beside it, fsynced, checked, and only
-then moved over it, and the folder is fsynced too (a rename alone does not survive a power cut).
+One writer at a time holds a lock, which the system releases when its holder dies; errors of the disk are said so that
+one knows what is kept and what to do.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..core.errors import BusyError, CacheError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class DiskFile(io.RawIOBase):
@@ -167,3 +174,70 @@ class Disk:
 
 
 DISK = Disk()
+
+
+@contextmanager
+def hold(lock: Path, what: str, disk: Disk = DISK) -> Iterator[None]:
+    """Hold the lock file `lock` for the length of a `with` block.
+
+    The file is never deleted, because two holders could then lock two files of one name.
+
+    Parameters
+    ----------
+    lock : Path
+        Created, with its folder, if need be.
+    what : str
+        What it guards, for the message: ``"the run 'first'"``.
+
+    Raises
+    ------
+    BusyError
+        At once, if another process (or another holder in this one) has it.
+    """
+    disk.make_folder(lock.parent)
+    # thread_local=False: the thread that finishes need not be the one that began
+    held = FileLock(lock, timeout=0, thread_local=False)
+    try:
+        held.acquire()
+    except Timeout:
+        raise BusyError(
+            f"Another process is writing {what}. Wait until it has finished, or stop it: what it has committed is kept."
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def require_room(disk: Disk, folder: Path, needed: int) -> None:
+    """Raise `CacheError` unless `needed` bytes are free in `folder`."""
+    free = disk.free(folder)
+    if free < needed:
+        raise CacheError(
+            f"Not enough room in {folder}: {size(needed)} are needed and {size(free)} are free. "
+            "Free some, or choose another place with --cache-dir."
+        )
+
+
+@contextmanager
+def explained(path: Path, needed: Callable[[], int]) -> Iterator[None]:
+    """Turn an error of the system, while `path` is being made, into a `CacheError` of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            more = f", which still needs about {size(needed())}" if needed() else ""
+            raise CacheError(
+                f"The disk is full: no room for {path}{more}. Committed rows are kept; "
+                "free some room and run the same command again."
+            ) from error
+        raise CacheError(f"{path} cannot be written: {error}. Choose another place with --cache-dir.") from error
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people write it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,18 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheError
-from ..progress import Progress
+from ..core.errors import CacheError
+from ..core.progress import Progress
 from .disk import Disk
-from .file import FeatureCache
-from .finalise import Column, write_hdf5
+from .feature_cache import FeatureCache, describe
+from .hdf5 import Column, parts_listed, write_hdf5
 from .layout import PLACES
-from .ledger import FAILED, Ledger
-from .overlay import Overlay
-from .parts import describe, parts_listed, sweep
+from .listing import ImageListing
 from .paths import PART_ROWS, CachePlaces
-from .sources import RowKind, parts_among
+from .row_index import FAILED, RowIndex, RowKind, parts_among
 from .spec import FORMAT_VERSION, Spec
+
+
+def sweep(places: CachePlaces, disk: Disk, needed: Collection[str] = ()) -> None:
+    """Remove the parts that no cache file lists, superseded or a killed run's, but those needed still.
+
+    The caller holds the lock.
+    """
+    if not places.parts.exists():
+        return
+    named = set(needed)
+    for path in (places.path, *places.others()):
+        try:
+            named |= {part["name"] for part in parts_listed(path).get("parts", [])} if path.exists() else set()
+        except CacheError:
+            return  # nobody knows what it lists
+    places.remove_parts(disk, named)
+
 
 _PARTS_AIMED_AT = 256  # larger parts rather than more of them
 
@@ -34,7 +49,7 @@ class Publisher:
     ----------
     places : CachePlaces
     spec : Spec
-    ledger : Ledger
+    index : RowIndex
         Where every row is.
     disk : Disk
     progress : Progress
@@ -44,7 +59,7 @@ class Publisher:
 
     places: CachePlaces
     spec: Spec
-    ledger: Ledger
+    index: RowIndex
     disk: Disk
     progress: Progress
     part_rows: int
@@ -55,76 +70,78 @@ class Publisher:
 
     def rows_to_write(self) -> int:
         """Return how many rows a complete cache takes beside what stays as it is."""
-        images = np.flatnonzero(self.ledger.source != FAILED)
+        images = np.flatnonzero(self.index.source != FAILED)
         if len(images) <= self.size(len(images)):
-            return len(self.ledger.image)
-        return int((~np.isin(self.ledger.source[images], list(self._staying(images)))).sum())
+            return len(self.index.image)
+        return int((~np.isin(self.index.source[images], list(self._staying(images)))).sum())
 
-    def publish(self, overlay: Overlay, meta: Mapping[str, Any]) -> None:
+    def publish(self, listing: ImageListing, meta: Mapping[str, Any]) -> None:
         """Write all, verify it, and put it in place. Parts that it no longer needs stay; see `sweep`."""
-        listed = self.ledger.image[self.ledger.state >= 0]
+        listed = self.index.image[self.index.state >= 0]
         images = np.unique(listed)
-        needed = {part.path.name for part in parts_among(self.ledger.sources, self.places).values()}
+        needed = {part.path.name for part in parts_among(self.index.sources, self.places).values()}
         sweep(self.places, self.disk, needed)  # what a killed run left takes room
         if len(images) <= self.size(len(images)):
-            self._write(self.places.path, listed, overlay, {**meta, "failed": self.ledger.remembered()})
+            self._write(self.places.path, listed, listing, {**meta, "failed": self.index.remembered()})
         else:
-            self._write_parts(images, listed, overlay, meta)
+            self._write_parts(images, listed, listing, meta)
 
     def _staying(self, images: np.ndarray) -> dict[int, FeatureCache]:
         """Return the sources that are parts to be kept: not too large, and at least half of a part is still wanted."""
-        size, source = self.size(len(images)), self.ledger.source[images]
+        size, source = self.size(len(images)), self.index.source[images]
         return {
-            number: part for number, part in parts_among(self.ledger.sources, self.places).items()
+            number: part for number, part in parts_among(self.index.sources, self.places).items()
             if len(part) <= size <= 2 * np.count_nonzero(source == number)
         }  # fmt: skip
 
-    def _write_parts(self, images: np.ndarray, listed: np.ndarray, overlay: Overlay, meta: Mapping[str, Any]) -> None:
-        parts, starts, start = list[dict[str, Any]](), np.full(len(self.ledger.keys), -1, np.int64), 0
+    def _write_parts(
+        self, images: np.ndarray, listed: np.ndarray, listing: ImageListing, meta: Mapping[str, Any]
+    ) -> None:
+        parts, starts, start = list[dict[str, Any]](), np.full(len(self.index.keys), -1, np.int64), 0
         for number, part in self._staying(images).items():
             if not part.problems():
-                mine = images[self.ledger.source[images] == number]
-                starts[mine] = start + self.ledger.row[mine]
+                mine = images[self.index.source[images] == number]
+                starts[mine] = start + self.index.row[mine]
                 parts, start = [*parts, describe(part)], start + len(part)
         new = images[starts[images] < 0]
-        new = new[np.argsort(self.ledger.first[new], kind="stable")]
+        new = new[np.argsort(self.index.first[new], kind="stable")]
         self.disk.make_folder(self.places.parts)
         for mine in np.array_split(new, -(-len(new) // self.size(len(images)))) if len(new) else ():
             path = self.places.new_part()
-            own = Overlay.of_part(self.ledger.digests_of(mine))
+            own = ImageListing.of_part(self.index.digests_of(mine))
             self._write(path, mine, own, {**meta, "failed": {}, "part_of": self.places.path.name})
             with FeatureCache.open(path) as part:
                 parts.append(describe(part))
             starts[mine] = start + np.arange(len(mine))
             start += len(mine)
         places = Column((len(listed),), np.dtype("<i8"), lambda first, stop: starts[listed[first:stop]])
-        meta = {**meta, "failed": self.ledger.remembered(), "parts": parts, "part_rows": self.part_rows}
-        self._publish(self.places.path, {PLACES: places}, overlay, meta, lambda _: None)
+        meta = {**meta, "failed": self.index.remembered(), "parts": parts, "part_rows": self.part_rows}
+        self._publish(self.places.path, {PLACES: places}, listing, meta, lambda _: None)
 
-    def _write(self, path: Path, images: np.ndarray, overlay: Overlay, meta: Mapping[str, Any]) -> None:
+    def _write(self, path: Path, images: np.ndarray, listing: ImageListing, meta: Mapping[str, Any]) -> None:
         """Write an ordinary cache file with the rows of these distinct images."""
-        kind = self.ledger.kind or RowKind((0,), np.dtype("<f4"))
+        kind = self.index.kind or RowKind((0,), np.dtype("<f4"))
         features = Column((len(images), *kind.shape), kind.dtype,
-                          lambda start, stop: self.ledger.read(images[start:stop]))  # fmt: skip
+                          lambda start, stop: self.index.read(images[start:stop]))  # fmt: skip
         with self.progress(total=2 * len(images), desc=f"Writing {path.name}", unit="rows") as bar:
-            self._publish(path, {"features": features}, overlay, meta, bar.update)
+            self._publish(path, {"features": features}, listing, meta, bar.update)
 
     def _publish(
-        self, path: Path, rows: dict[str, Column], overlay: Overlay, meta: Mapping[str, Any], done: Callable
+        self, path: Path, rows: dict[str, Column], listing: ImageListing, meta: Mapping[str, Any], done: Callable
     ) -> None:
         meta = {
             **meta,
             "format": FORMAT_VERSION,
             "spec": self.spec.fields,
             "spec_sha256": self.spec.sha256,
-            "classes": list(overlay.classes),
-            "counts": overlay.counts(),
-            "root": overlay.root,
+            "classes": list(listing.classes),
+            "counts": listing.counts(),
+            "root": listing.root,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self.disk.publish(
             path,
-            fill=lambda file: write_hdf5(file, {**rows, **overlay.columns}, meta, done),
+            fill=lambda file: write_hdf5(file, {**rows, **listing.columns}, meta, done),
             check=lambda written: _prove(written, self.spec, done),
         )
 

@@ -15,21 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CacheError
-from ..progress import Progress, silent
-from .disk import DISK, Disk
-from .file import FeatureCache
-from .inventory import Inventory
-from .keys import as_keys, find, to_hex
-from .ledger import FAILED, UNKNOWN, Ledger
-from .lock import hold
-from .overlay import Overlay
-from .parts import sweep
+from ..core.errors import CacheError
+from ..core.progress import Progress, silent
+from .disk import DISK, Disk, explained, hold, require_room
+from .feature_cache import FeatureCache
+from .layout import as_keys, find, to_hex
+from .listing import ImageListing
 from .paths import CachePlaces, split_name
 from .plan import Plan
-from .publishing import Publisher, part_rows_of
-from .room import explained, require_room
-from .sources import RowKind, Shard
+from .publishing import Publisher, part_rows_of, sweep
+from .recovery import Recovery
+from .row_index import FAILED, UNKNOWN, RowIndex, RowKind, Shard
 from .spec import Spec
 
 
@@ -50,15 +46,15 @@ class CacheWriter:
     ):
         self.path, self.spec, self.part_rows = path, spec, part_rows
         self._places, self._disk, self._progress, self._siblings = CachePlaces(path), disk, progress, list(siblings)
-        self._inventory = Inventory(self._places, spec, disk, progress)
-        self._ledger = Ledger(np.empty((0, 16), np.uint8))
+        self._recovery = Recovery(self._places, spec, disk, progress)
+        self._index = RowIndex(np.empty((0, 16), np.uint8))
         self._plan_id = ""
         self._pending: dict[int, np.ndarray] = {}
         self._numbers: list[int] = []
         self._changing = threading.Lock()
         self._held = ExitStack()
         self._held.enter_context(hold(self._places.lock, str(path), disk))
-        self._publisher = Publisher(self._places, spec, self._ledger, disk, progress, part_rows or part_rows_of(path))
+        self._publisher = Publisher(self._places, spec, self._index, disk, progress, part_rows or part_rows_of(path))
 
     @classmethod
     def open(
@@ -85,7 +81,7 @@ class CacheWriter:
             With more distinct images than these, the cache is made in parts, of at most so many rows each; by default
             as it was last, or `PART_ROWS`.
         progress : callable
-            See `pipeline.progress`.
+            See `pipeline.core.progress`.
 
         Raises
         ------
@@ -111,13 +107,13 @@ class CacheWriter:
 
     def close(self) -> None:
         """Release the lock and let go of all files; what is committed stays."""
-        self._ledger.close()
+        self._index.close()
         self._held.close()
 
     @property
     def notes(self) -> list[str]:
         """What was found amiss and done about it, one line each, for the user."""
-        return self._inventory.notes
+        return self._recovery.notes
 
     def plan(self, digests: np.ndarray, *, retry_failed: bool = False, accelerated: bool = False) -> Plan:
         """Find the rows that exist, and divide the images that have none into blocks.
@@ -139,32 +135,32 @@ class CacheWriter:
         CacheError
             If the disk has too little room for what is to be written.
         """
-        ledger = self._ledger = Ledger(digests)
-        self._publisher = replace(self._publisher, ledger=ledger)
+        index = self._index = RowIndex(digests)
+        self._publisher = replace(self._publisher, index=index)
         with explained(self.path, self._room_needed):
-            plan, resumed = self._inventory.take(ledger, self._siblings, retry_failed, accelerated)
+            plan, resumed = self._recovery.take(index, self._siblings, retry_failed, accelerated)
             for number, keys in enumerate(plan.blocks):
-                images = find(ledger.keys, keys)[0]
-                if (ledger.source[images] == UNKNOWN).any():
-                    self._pending[number] = ledger.first[images]
+                images = find(index.keys, keys)[0]
+                if (index.source[images] == UNKNOWN).any():
+                    self._pending[number] = index.first[images]
             if self._pending and not resumed:
                 self._disk.make_folder(self._places.partial)
                 plan.save(self._disk, self._places.plan)
-            if self._pending and ledger.kind:
-                self.require_room(ledger.kind.bytes)
+            if self._pending and index.kind:
+                self.require_room(index.kind.bytes)
         self._plan_id, self._numbers = plan.id, list(self._pending)
         return self._summary()
 
     def _summary(self) -> Plan:
-        ledger, state = self._ledger, self._ledger.state
-        shards = [number for number, source in enumerate(ledger.sources) if isinstance(source, Shard)]
+        index, state = self._index, self._index.state
+        shards = [number for number, source in enumerate(index.sources) if isinstance(source, Shard)]
         blocks = list(self._pending.values())
         return Plan(
             to_compute=np.sort(np.concatenate([np.empty(0, np.int64), *blocks])),
             blocks=blocks,
             reused=int((state >= 0).sum()),
-            resumed=int(np.isin(ledger.source, shards).sum()),
-            duplicates=len(ledger.image) - len(ledger.keys),
+            resumed=int(np.isin(index.source, shards).sum()),
+            duplicates=len(index.image) - len(index.keys),
             known_failures=int((state == FAILED).sum()),
         )
 
@@ -178,10 +174,10 @@ class CacheWriter:
 
     def _room_needed(self, row_bytes: int | None = None) -> int:
         """Bytes still to be written: the pending rows' shards, and the complete file beside all of them."""
-        row_bytes = row_bytes or (self._ledger.kind.bytes if self._ledger.kind else 0)
+        row_bytes = row_bytes or (self._index.kind.bytes if self._index.kind else 0)
         pending = sum(map(len, list(self._pending.values())))
         written = pending + self._publisher.rows_to_write()
-        return written * row_bytes + len(self._ledger.image) * 300 + (1 << 20)
+        return written * row_bytes + len(self._index.image) * 300 + (1 << 20)
 
     def commit(
         self,
@@ -216,7 +212,7 @@ class CacheWriter:
         failed = np.isin(positions, list(failures))
         rows = rows if len(rows) else np.empty((0, 0), np.float32)
         self._check(block, rows, positions[~failed])
-        keys = self._ledger.keys[self._ledger.image[positions]]
+        keys = self._index.keys[self._index.image[positions]]
         header = {
             "spec_sha256": self.spec.sha256,
             "plan_id": self._plan_id,
@@ -228,7 +224,7 @@ class CacheWriter:
         with explained(self.path, self._room_needed):
             Shard.write(self._disk, path, header, keys[~failed], rows)
         with self._changing:
-            self._ledger.learn(Shard(path, self.spec))
+            self._index.learn(Shard(path, self.spec))
             del self._pending[number]
 
     def _check(self, block: int, rows: np.ndarray, images: np.ndarray) -> None:
@@ -238,11 +234,11 @@ class CacheWriter:
         if not np.isfinite(rows).all():
             raise ValueError(f"Block {block} has rows with NaN or infinity: report those images as failures")
         with self._changing:
-            if self._ledger.kind is None and len(rows):
+            if self._index.kind is None and len(rows):
                 self.require_room(kind.bytes)
-            if self._ledger.kind not in (None, kind) and len(rows):
+            if self._index.kind not in (None, kind) and len(rows):
                 raise CacheError(
-                    f"{self.path} holds {self._ledger.kind}, but the rows just computed are {kind}: "
+                    f"{self.path} holds {self._index.kind}, but the rows just computed are {kind}: "
                     "the spec does not tell these apart."
                 )
 
@@ -282,17 +278,17 @@ class CacheWriter:
         if self._pending:
             raise ValueError(f"{len(self._pending)} blocks are not committed yet")
         meta = {**(meta or {}), "seconds": seconds}
-        overlay = Overlay.of(self._ledger, paths, labels, splits, classes, skipped, str(meta.get("root", "")))
-        own = self._inventory.own
-        if own is None or not overlay.describes(own) or self._other_parts(own):
+        listing = ImageListing.of(self._index, paths, labels, splits, classes, skipped, str(meta.get("root", "")))
+        own = self._recovery.own
+        if own is None or not listing.describes(own) or self._other_parts(own):
             with explained(self.path, self._room_needed):
-                if own is not None and overlay.displaces(own):
+                if own is not None and listing.displaces(own):
                     # two folders called `images` would otherwise take each other's rows away, run after run
                     self._disk.link(self.path, self._places.of_root(own.meta["root"]))
-                if self._ledger.kind:
-                    self.require_room(self._ledger.kind.bytes)
-                self._publisher.publish(overlay, meta)
-                self._disk.unlink(self._places.of_root(overlay.root))
+                if self._index.kind:
+                    self.require_room(self._index.kind.bytes)
+                self._publisher.publish(listing, meta)
+                self._disk.unlink(self._places.of_root(listing.root))
                 sweep(self._places, self._disk)
         self._places.remove_partial(self._disk)
         return FeatureCache.open(self.path, spec=self.spec)

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..places import INSIDE, absolute, is_url
+from ..files import INSIDE, absolute, is_url
 from .base import Labelled, Source
-from .blobs import Blob, blob
-from .stores import StoreSource
+from .blobs import Blob, StoreSource, blob
 
 __all__ = ["CONTAINERS", "Labelled", "Source", "find", "is_container", "open_container", "open_store"]
 
@@ -33,13 +32,13 @@ def _tar(file: Blob) -> Any:
 
 
 def _parquet(file: Blob) -> Any:
-    from .tables import ParquetSource
+    from .parquet import ParquetSource
 
     return ParquetSource(file)
 
 
 def _arrow(file: Blob) -> Any:
-    from .tables import ArrowSource
+    from .parquet import ArrowSource
 
     return ArrowSource(file)
 

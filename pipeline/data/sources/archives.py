@@ -1,7 +1,8 @@
-"""Zip and tar archives, read in place: an index of offsets, built once, and a seek for each image."""
+"""Zip and tar archives, read in place: an index of offsets, built once, and a seek for each image; WebDatasets."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import struct
@@ -9,22 +10,90 @@ import sys
 import tarfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
 
-from ...errors import DataError
-from ..reader import Limits, UnreadableImageError
-from .base import Labelled, Source
+from ...core.errors import DataError
+from ..files import Limits, UnreadableImageError
+from .base import Labelled, Source, clean, is_plain, verdict
 from .blobs import Blob, refusing, size_of
-from .names import clean, is_plain, verdict
-from .webdataset import LABEL_BYTES, LABEL_SUFFIXES, Groups
 
+LABEL_SUFFIXES = (".cls", ".json", ".txt")  # the first that tells counts
+LABEL_BYTES = 65536
+_FIELDS = ("label", "cls", "class", "class_name", "label_name")
+_LONGEST = 100  # characters; what is longer is a caption, no label
 STORED, DEFLATED = 0, 8
 _END, _END64, _LOCATOR64 = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 _ENTRY = struct.Struct("<4s4B4HL2L5H2L")  # of the central directory, as zipfile's structCentralDir
 _MOST_DIRECTORY = 2**31  # bytes of a central directory: some 20 million members
+
+
+class Groups:
+    """Gathers images and labels of one key after the other.
+
+    Attributes
+    ----------
+    found : dict of str to str
+        Label by image.
+    unused : list of (str, str)
+        Label files of no image, each with the reason.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self.unused: list[tuple[str, str]] = []
+        self._key = ""
+        self._images: list[str] = []
+        self._labels: dict[str, tuple[str, str, str]] = {}
+
+    def image(self, name: str) -> None:
+        """Take note of an image."""
+        self._turn_to(name)
+        self._images.append(name)
+
+    def label(self, name: str, content: bytes, reason: str) -> None:
+        """Take note of what may be a label."""
+        self._turn_to(name)
+        suffix = "." + name.rsplit(".", 1)[-1].lower()
+        self._labels[suffix] = (name, _text(suffix, content), reason)
+
+    def end(self) -> None:
+        """Give the images of the last key their label."""
+        told = next((self._labels[suffix][1] for suffix in LABEL_SUFFIXES if self._labels.get(suffix, ("", ""))[1]), "")
+        if told and self._images:
+            self.found |= dict.fromkeys(self._images, sys.intern(told))
+        else:
+            self.unused += [(name, reason) for name, _, reason in self._labels.values()]
+        self._images, self._labels = [], {}
+
+    def _turn_to(self, name: str) -> None:
+        folder, slash, base = name.rpartition("/")
+        key = folder + slash + base.partition(".")[0]
+        if key != self._key:
+            self.end()
+            self._key = key
+
+    def labelled(self, names: Mapping[str, object]) -> Labelled:
+        """Return the labels of all images of an archive."""
+        classes = tuple(sorted(set(self.found.values())))
+        index = {label: number for number, label in enumerate(classes)}
+        labels = np.array([index.get(self.found.get(name, ""), -1) for name in names], np.int64)
+        return Labelled(list(names), labels, classes)
+
+
+def _text(suffix: str, content: bytes) -> str:
+    """Return the label that a file tells; empty if it tells none."""
+    try:
+        text = content.decode().strip()
+        if suffix == ".json":
+            told = json.loads(text)
+            told = next((told[field] for field in _FIELDS if field in told), "") if isinstance(told, dict) else told
+            text = str(told) if isinstance(told, (str, int)) else ""
+    except (ValueError, RecursionError):
+        return ""
+    return text if len(text) <= _LONGEST and text.isprintable() else ""
 
 
 class Archive(Source):

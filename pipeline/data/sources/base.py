@@ -1,14 +1,18 @@
-"""What holds images without being a folder of files: the interface that archives, tables and remote stores share."""
+"""What holds images without being a folder of files: its interface, and which names in it are to be trusted."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..reader import Limits
+from ..files import Limits
+from ..listing import is_hidden, why_no_image_name
+
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,26 @@ class Source(ABC):
     def labelled(self) -> Labelled | None:
         """Return the labels that the source itself tells; None where folders tell them."""
         return None
+
+
+def clean(name: str) -> str:
+    """Return a member's name without a leading ``./``."""
+    while name.startswith("./"):
+        name = name[2:]
+    return name
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a member's name stays inside of what holds it, and can be told apart from others."""
+    parts = re.split(r"[/\\]", name)
+    return not (".." in parts or "." in parts or "" in parts or "\0" in name or _DRIVE.match(name))
+
+
+def verdict(name: str) -> str | None:
+    """Return why a member is not to be used: an empty reason for an image, None for litter to pass over silently."""
+    if not is_plain(name):
+        return "no plain name inside of the archive"
+    parts = name.split("/")
+    if any(map(is_hidden, parts)):
+        return None
+    return why_no_image_name(parts[-1])

@@ -1,4 +1,4 @@
-"""One file that is read at any place, on this machine or behind a URL."""
+"""One file that is read at any place, on this machine or behind a URL; and a folder behind a URL."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...errors import DataError
-from ..fingerprints import fingerprint, is_racy
-from ..places import is_url
-from ..reader import UnreadableImageError
+from ...core.errors import DataError
+from ..files import Limits, UnreadableImageError, fingerprint, is_racy, is_url
+from .base import Source, verdict
 
 # The stores that images are read from. Not whatever fsspec knows: a cache that somebody else made names its root, and
 # some of fsspec's file systems are recipes rather than places.
@@ -167,3 +166,61 @@ def why(error: BaseException) -> str:
 def size_of(file: BinaryIO) -> int:
     """Return the size of an open file."""
     return file.seek(0, os.SEEK_END)
+
+
+class StoreSource(Source):
+    """Files below a URL. One that the listing told about needs no further question before its digest is known.
+
+    Parameters
+    ----------
+    location : str
+        Such as ``s3://bucket/photos`` or ``https://host/photos``.
+    """
+
+    def __init__(self, location: str):
+        self.location = location.rstrip("/")
+        self._system, self._path = file_system(self.location)
+        self._marks: dict[str, bytes] = {}
+
+    def entries(self) -> Iterator[tuple[str, str]]:
+        root = self._path.rstrip("/")
+        self._marks = {}
+        try:
+            for _, _, files in self._system.walk(root, detail=True, on_error="raise"):
+                for info in files.values():
+                    name = info["name"][len(root) :].lstrip("/")
+                    reason = verdict(name)
+                    if reason is None:
+                        continue
+                    if not reason and (mark := mark_of(info)):
+                        self._marks[name] = mark
+                    yield name, reason
+        except Exception as error:  # OSError, and whatever the store's own library raises
+            raise DataError(f"Cannot list {self.location}: {why(error)}.") from error
+
+    def read(self, name: str, limits: Limits) -> bytes:
+        try:
+            # one byte more than the limit is enough to tell; most stores then send no more
+            with self._system.open(self._full(name), "rb", block_size=0) if self._streams() else \
+                    self._system.open(self._full(name), "rb") as file:  # fmt: skip
+                content = file.read(limits.max_bytes + 1)
+        except Exception as error:
+            raise UnreadableImageError(f"cannot be read: {why(error)}") from error
+        if len(content) > limits.max_bytes:
+            raise UnreadableImageError(f"more than the limit of {limits.max_bytes:,} bytes")
+        return content
+
+    def fingerprint(self, name: str, anew: bool = False) -> bytes:
+        if name in self._marks and not anew:
+            return self._marks[name]
+        try:
+            return mark_of(self._system.info(self._full(name)))
+        except Exception:  # reading it will say why
+            return b""
+
+    def _full(self, name: str) -> str:
+        return f"{self._path.rstrip('/')}/{name}" if name else self._path
+
+    def _streams(self) -> bool:
+        """Return whether files come as one stream, where a question about their size first would be wasted."""
+        return self.location.startswith(("http://", "https://"))

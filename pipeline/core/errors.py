@@ -1,0 +1,88 @@
+"""Errors that a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """Something the user can mend: bad input, a missing file, an impossible combination."""
+
+    exit_code = 2
+
+
+class UnknownNameError(PipelineError):
+    """A name that no registry holds; the message suggests the nearest known ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"Unknown {kind} {name!r}.{suggestion(name, self.known)}")
+
+
+class DataError(PipelineError):
+    """The data set cannot be used as given."""
+
+
+class WeightsError(PipelineError):
+    """A weights file cannot be read, or holds another network's weights."""
+
+
+class EngineError(PipelineError):
+    """An engine is missing, or cannot run this network; another one can."""
+
+
+class CacheError(PipelineError):
+    """A features cache is missing, stale, made for other data, or not ours to read."""
+
+
+class RunError(PipelineError):
+    """A run folder is missing, incomplete, or was made by something else."""
+
+
+class ClusterError(PipelineError):
+    """A Dask cluster does not answer, or a worker of it is not fit for the work."""
+
+
+class CheckFailedError(PipelineError):
+    """A check that was asked for found something, such as `cache verify` on a damaged file."""
+
+    exit_code = 1
+
+
+class BusyError(PipelineError):
+    """Another process holds this cache or run."""
+
+    exit_code = 75
+
+
+def suggestion(name: str, known: Iterable[str], most: int = 12) -> str:
+    """Return " Did you mean 'x'? Known: a, b, …" for a name that was not found.
+
+    Parameters
+    ----------
+    name : str
+        What the user typed.
+    known : iterable of str
+        What would have been accepted.
+    most : int
+        Known names listed at the most.
+    """
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    text = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if known:
+        more = f", … ({len(known)} in all)" if len(known) > most else ""
+        text += f" Known: {', '.join(known[:most])}{more}."
+    return text
+
+
+class HeadError(PipelineError, ValueError):
+    """A head's settings, features or labels cannot be used as given."""
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> None:
+    """Raise a `HeadError` that lists the known `names` unless `name` is one of them."""
+    names = list(names)
+    if name not in names:
+        raise HeadError(f"Unknown {kind} {name!r}.{suggestion(str(name), names)}")

@@ -1,0 +1,158 @@
+"""Fine-tuning as a command: the probe that some strategies start from, training, and the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
+from ..core.progress import Progress, silent
+from ..data import DEFAULT_DATA, Dataset, Limits, load_dataset
+from ..data.files import DEFAULT_LIMITS
+from ..runs.classifier import ImageClassifier, linear_head
+from ..runs.run import Run, file_safe, prediction_rows, write_run, writing
+from ..runs.scoring import _seconds, score_splits
+from ..stage_one.caches import backbone_of
+from ..stage_one.extraction import extract
+from ..stage_two.fit import fit_head
+
+if TYPE_CHECKING:
+    from .result import Finetuned
+    from .settings import FinetuneSettings
+
+PROBE_WON = ("no epoch of fine-tuning was better on val than the linear probe that it started from: the probe won, and "
+             "this run holds its weights")
+
+
+def finetune(
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    settings: FinetuneSettings | None = None,
+    *,
+    name: str | None = None,
+    resume: bool = False,
+    val_fraction: float | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+    log: Callable[[str], object] = lambda line: None,
+) -> Run | None:
+    """Retrain the whole network, or part of it, and score it as a head is scored.
+
+    Parameters
+    ----------
+    data, val_fraction, limits, cache_dir
+        See `pipeline.data.load_dataset`.
+    backbone : str or Backbone
+    settings : FinetuneSettings, optional
+        Strategy, epochs, optimiser and so on; by default the tutorial's.
+    name : str, optional
+        Of the run; by default from data set, backbone and strategy.
+    resume : bool
+        Go on from the run's last checkpoint.
+    log : callable
+        Takes a line an epoch.
+
+    Returns
+    -------
+    Run or None
+        None in all processes but the first, where several train together.
+
+    Raises
+    ------
+    BusyError
+        If another process is training this run.
+    PipelineError
+        For whatever the user can mend.
+    """
+    from .settings import FinetuneSettings
+    from .strategies import STRATEGIES
+    from .training import train
+
+    settings = settings or FinetuneSettings()
+    network = backbone_of(backbone).plain
+    dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress)
+    path = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
+    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
+    with writing(path) if first else nullcontext():
+        probe, extract_seconds = None, 0.0
+        if STRATEGIES[settings.strategy].probe and first:
+            probe, extract_seconds = _probe(data, network, val_fraction, Path(cache_dir), settings, progress)
+        result = train(
+            dataset, network, settings, run_folder=path, resume=resume, probe=probe, progress=progress, log=log
+        )
+        if result is None:
+            return None
+        origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
+        return save_finetuned(result, dataset, settings, path, origin, extract_seconds, network.label)
+
+
+def _probe(
+    data: str, backbone: Backbone, val_fraction: float | None, cache_dir: Path, settings: FinetuneSettings,
+    progress: Progress,
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, float]:  # fmt: skip
+    """Solve logistic regression on cached features, extracting them first if need be; None where a class is absent."""
+    done = extract(data, backbone, val_fraction=val_fraction, cache_dir=cache_dir, device=settings.device,
+                   progress=progress)
+    with done.open() as cache:
+        head: Any = fit_head(cache, "logistic", {}, settings.seed).head
+        complete = len(head.classes_) == len(cache.classes)
+        return ((head.coef_, head.intercept_) if complete else None), float(cache.meta.get("seconds") or 0)
+
+
+def save_finetuned(
+    result: Finetuned, dataset: Dataset, settings: FinetuneSettings, path: Path, origin: Mapping[str, Any],
+    extract_seconds: float, label: str,
+) -> Run:  # fmt: skip
+    from safetensors.torch import save_file
+
+    scored = [(split, scores) for split, scores in result.scores.items()]
+    indices = np.concatenate([scores.indices for _, scores in scored])
+    scores = np.concatenate([scores.probabilities for _, scores in scored])
+    labels, splits = dataset.labels[indices], dataset.splits[indices]
+    metrics = {
+        "name": path.name,
+        "kind": "finetune",
+        "dataset": dataset.name,
+        "backbone": result.backbone.name,
+        "features": label,
+        "strategy": settings.strategy,
+        "classes": list(dataset.classes),
+        "splits": score_splits(splits, labels, scores),
+        "seconds": _seconds(extract_seconds, result.seconds),
+        "trainable_parameters": result.trainable_parameters,
+        "selection": result.selection,
+        "best_epoch": result.best_epoch,
+        **({"mix": result.mix} if result.mix is not None else {}),
+        **({"notes": [PROBE_WON]} if _probe_won(result) else {}),
+        "skipped": len(result.failures),
+    }
+
+    def save(folder: Path) -> None:
+        save_file({key: value.contiguous() for key, value in result.state.items()}, folder / NETWORK_FILE)
+        ImageClassifier(result.backbone, linear_head(result.weight, result.bias), dataset.classes).save(folder)
+        (folder / "history.json").write_text(json.dumps(result.history, indent=2) + "\n")
+
+    return write_run(
+        path,
+        metrics=metrics,
+        config={"dataset": origin, "backbone": description(result.backbone), "finetune": settings.to_dict(),
+                "skipped": result.failures},
+        predictions=prediction_rows([dataset.paths[index] for index in indices], splits, labels, scores,
+                                    dataset.classes),
+        save_weights=save,
+    )
+
+
+def _probe_won(result: Finetuned) -> bool:
+    """Tell whether what is kept is the linear probe that training started from."""
+    if result.mix is not None:
+        return result.mix == 0
+    return result.best_epoch == 0 and result.selection == "val"

@@ -1,0 +1,55 @@
+"""All runs beside each other, with paired tests of their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import PipelineError
+from ..evaluation.comparison import compared
+from .run import Run, list_runs
+from .scoring import SPLITS
+
+if TYPE_CHECKING:
+    pass
+
+
+def compare(
+    data: str | None = None, *, baseline: str | None = None, runs_dir: str | Path = "runs"
+) -> list[dict[str, Any]]:
+    """Return the metrics of all runs, those of one data set together, the most accurate first.
+
+    Each gets a field ``split``: the one it is sorted by, test where there is one, else val, else train; and
+    ``versus_best`` or, if there is a baseline for its data set, ``versus_baseline``: paired tests on the images of
+    that split which both predicted, see `pipeline.evaluation.comparison.compared`.
+
+    Parameters
+    ----------
+    data : str, optional
+        Only runs of this data set: its name, or what was given as ``--data``.
+    baseline : str, optional
+        Name or folder of the run that all others of its data set are compared with.
+
+    Raises
+    ------
+    PipelineError
+        If there is no run, or no such baseline among them.
+    """
+    found = {}
+    for run in list_runs(Path(runs_dir)):
+        dataset = run.config().get("dataset", {})
+        if data is None or data in (dataset.get("name"), dataset.get("data"), dataset.get("root")):
+            found[run.name] = run
+    if not found:
+        what = f" of {data!r}" if data else ""
+        raise PipelineError(f"No runs{what} in {str(runs_dir)!r}: run `pipeline train-head` or `finetune` first.")
+    runs = ranked({**run.metrics, "name": name} for name, run in found.items())
+    rows = {run["name"]: found[run["name"]].predictions(run["split"]) for run in runs}
+    return compared(runs, rows, Run.open(baseline, Path(runs_dir)).name if baseline else None)
+
+
+def ranked(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return metrics of runs with the field ``split`` that they are sorted by, as `compare` does."""
+    split_of = [{**run, "split": next(name for name in reversed(SPLITS) if name in run["splits"])} for run in runs]
+    return sorted(split_of, key=lambda run: (run["dataset"], -run["splits"][run["split"]]["accuracy"], run["name"]))

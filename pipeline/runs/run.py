@@ -1,0 +1,279 @@
+"""Run folders: what a trained classifier leaves behind, and the only code that reads or writes it.
+
+``runs/<name>/`` holds `metrics.json`, `predictions.csv`, `config.toml` and the weights. It appears whole:
+everything is written to a folder beside it, which then takes the place of an older run of that name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import RunError, suggestion
+from ..core.notebooks import html_table
+from ..store.disk import hold
+
+FORMAT = 1
+CURVES = "learning-curves"  # folder beside the runs: they belong to features, not to one run
+COLUMNS = ("filename", "split", "label", "prediction", "prob")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    metrics : dict
+        `metrics.json`.
+    """
+
+    path: Path
+    metrics: dict[str, Any]
+
+    @classmethod
+    def open(cls, run: str | Path, runs_dir: Path = Path("runs")) -> Run:
+        """Open a run by its folder, or by its name below `runs_dir`.
+
+        Raises
+        ------
+        RunError
+            If there is no such run, or it is not complete.
+        """
+        for path in (runs_dir / run, Path(run)):
+            if (path / "metrics.json").is_file():
+                return cls(path, _read(path / "metrics.json", json.loads))
+        known = [found.path.name for found in list_runs(runs_dir)]
+        raise RunError(f"No run {str(run)!r} in {str(runs_dir)!r}.{suggestion(str(run), known)}")
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def features(self) -> list[str]:
+        """The SHA-256 of the spec of each cache that it was trained on; of a fine-tuned network, none."""
+        parts = self.metrics.get("joined", [self.metrics])
+        return [part["spec_sha256"] for part in parts if part.get("spec_sha256")]
+
+    def _repr_html_(self) -> str:
+        """Show a notebook the figures of each split."""
+        header = ("split", "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "log_loss")
+        rows = [(name, *(scores.get(key) for key in header[1:])) for name, scores in self.metrics["splits"].items()]
+        return html_table(f"run {self.name}", header, rows)
+
+    def config(self) -> dict[str, Any]:
+        """Read `config.toml`: what made the run."""
+        return _read(self.path / "config.toml", tomllib.loads)
+
+    def predictions(self, split: str | None = None) -> list[dict[str, str]]:
+        """Read `predictions.csv`, a row an evaluated image: of one split, or of all.
+
+        Raises
+        ------
+        RunError
+            If there is no such file.
+        """
+        try:
+            with (self.path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                return [row for row in csv.DictReader(file) if split in (None, row["split"])]
+        except (OSError, KeyError, csv.Error) as error:
+            raise RunError(f"Cannot read the predictions of {str(self.path)!r}: {error}.") from error
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """Return every finished run below `runs_dir`, the oldest first; folders that are no runs are passed over."""
+    found = sorted(runs_dir.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime_ns)
+    runs = []
+    for path in found:
+        try:
+            runs.append(Run(path.parent, _read(path, json.loads)))
+        except RunError:
+            continue
+    return [run for run in runs if "splits" in run.metrics]
+
+
+def latest_run(runs_dir: Path) -> Run:
+    """Return the run that was finished last.
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    found = list_runs(runs_dir)
+    if not found:
+        raise RunError(f"No runs in {str(runs_dir)!r}. Run `pipeline train-head` first.")
+    return found[-1]
+
+
+def save_learning_curve(runs_dir: Path, dataset: str, spec_sha256: str, curve: Mapping[str, Any]) -> Path:
+    """Keep one head's learning curve where reports find it, instead of an older one of these features and this head.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    path = runs_dir / CURVES / f"{_curve_of(dataset, spec_sha256)}-{curve['head']}.json"
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    return path
+
+
+def learning_curves(runs_dir: Path, dataset: str, spec_sha256: str) -> list[dict[str, Any]]:
+    """Return the learning curves that were drawn on these features, by head; files that are none are passed over."""
+    found = []
+    for path in sorted((runs_dir / CURVES).glob(f"{_curve_of(dataset, spec_sha256)}-*.json")):
+        with suppress(RunError):
+            found.append(_read(path, json.loads))
+    return [one for one in found if {"head", "split", "points", "forecasts"} <= one.keys() and one["points"]
+            and all({"n", "mean", "ci95"} <= point.keys() for point in one["points"])]  # fmt: skip
+
+
+def _curve_of(dataset: str, spec_sha256: str) -> str:
+    return f"{file_safe(dataset)}-{spec_sha256[:12]}"
+
+
+def file_safe(name: str) -> str:
+    """Return `name` as a folder's name: letters, digits, '.', '_' and '-' stay, the rest becomes '_'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "_"
+
+
+def write_run(
+    path: Path,
+    *,
+    metrics: Mapping[str, Any],
+    config: Mapping[str, Any],
+    predictions: Iterable[Sequence[Any]],
+    save_weights: Callable[[Path], object],
+) -> Run:
+    """Write a run folder, replacing an older one of that name only once the new one is complete.
+
+    Parameters
+    ----------
+    path : Path
+        ``runs/<name>``.
+    metrics, config : mapping
+        Contents of `metrics.json` and `config.toml`.
+    predictions : iterable of (filename, split, label, prediction, prob)
+    save_weights : callable
+        Writes the weights into the folder that it is given.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be written.
+    """
+    import tomli_w
+
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            save_weights(fresh)
+            _write_predictions(fresh / "predictions.csv", predictions)
+            (fresh / "config.toml").write_text(tomli_w.dumps({"format": FORMAT, **_without_none(config)}))
+            (fresh / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            _take_place(fresh, path)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return Run(path, dict(metrics))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Be the one process that trains into and writes the run `path`.
+
+    Raises
+    ------
+    BusyError
+        If another process does so already.
+    RunError
+        If the folder cannot be written.
+    """
+    with _explained(path), hold(path.parent / f".{path.name}.lock", f"the run {path.name!r}"):
+        yield
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"Cannot write the run {str(path)!r}: {reason}.") from error
+
+
+def _take_place(fresh: Path, path: Path) -> None:
+    """Put `fresh` where `path` is. A folder cannot be replaced in one step: the older one steps aside first."""
+    for file in fresh.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    fresh.chmod(0o755)
+    if not path.exists():
+        fresh.rename(path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(aside / path.name)
+    fresh.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def prediction_rows(
+    paths: Sequence[str], splits: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]
+) -> Iterator[tuple[str, str, str, str, float]]:
+    """Yield the rows of `predictions.csv` from arrays of the same length N (probabilities: (N, K))."""
+    best = probabilities.argmax(1)
+    for index, path in enumerate(paths):
+        label = classes[labels[index]] if labels[index] >= 0 else ""
+        yield path, str(splits[index]), label, classes[best[index]], round(float(probabilities[index, best[index]]), 6)
+
+
+def _write_predictions(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    # names that are no UTF-8 come out as the bytes that they are on disk
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+
+
+def _read(path: Path, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"Cannot read {str(path)!r}: {error}.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{str(path)!r} is not what a run holds.")
+    return content
+
+
+def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML knows no null: what was left to its default is left out."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _without_none(value)
+        return [plain(one) for one in value] if isinstance(value, list) else value
+
+    return {key: plain(value) for key, value in config.items() if value is not None}

@@ -1,0 +1,269 @@
+"""Who computes the rows of stage one: the cores and accelerators of this machine, or the workers of a Dask cluster.
+
+Both compute the same blocks with the same code, so they give the same bits; this process alone writes the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..backbones import Backbone, as_asked, description
+from ..core.cluster import Cluster, address, connected, require_same, versions
+from ..core.errors import ClusterError, DataError, PipelineError
+from ..data import Dataset, UnreadableImageError
+from ..data.device_resize import Ready
+from ..data.digests import DIGEST_BYTES
+from ..engines import Embedder
+from ..engines.embedding import Indices, Prefetcher, available_cores
+from ..store import Spec
+from ..store.spec import canonical_json
+
+_building = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What came of a block of images.
+
+    Attributes
+    ----------
+    rows : ndarray
+        As `Embedder.embed` gives them.
+    failures : dict
+        From an image's position in the data set to the reason why it has no row.
+    passing : set of int
+        Those of them that could not even be read.
+    notes : tuple of str
+        Remarks of the engine, for the user.
+    by : str
+        The worker's address.
+    """
+
+    rows: np.ndarray
+    failures: Mapping[int, str]
+    passing: set[int] = field(default_factory=set)
+    notes: tuple[str, ...] = ()
+    by: str = ""
+
+
+Commit = Callable[[int, np.ndarray, Mapping[int, str], set[int]], None]
+
+
+class Computer(Protocol):
+    """What computes blocks of images.
+
+    Attributes
+    ----------
+    notes : list of str
+        Remarks for the user, one line each.
+    row_bytes : int
+        Of an image's row, or 0 where that is not known beforehand.
+    head_start : float
+        Seconds that all workers would have taken for what was done before `compute`.
+    """
+
+    notes: list[str]
+    row_bytes: int
+    head_start: float
+
+    def compute(self, commit: Commit, bar: Any) -> int:
+        """Compute all blocks, commit each under its number, and return how many rows there were."""
+
+
+class LocalComputer:
+    """This machine. While the network is made ready on one core, the others decode what comes first.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    dataset : Dataset
+    blocks : sequence of int arrays
+    workers, **running
+        See `Embedder.of`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], workers: int | None = None,
+        **running: Any,
+    ):  # fmt: skip
+        threads = available_cores() if workers is None else workers
+        self._backbone, self._blocks, self._reading = backbone, blocks, Reading(dataset, backbone)
+        self._pixels = Prefetcher(self._reading, map(int, chain.from_iterable(blocks)), max(threads - 1, 0))
+        with self._pixels:
+            self._embedder = Embedder.of(backbone, workers=workers, **running)
+        engine = self._embedder.engine
+        # what was decoded ahead is resized already; from now on the device does that
+        self._reading.whole = getattr(engine, "resizes", False) and backbone.views.count == 1
+        self.row_bytes = backbone.views.count * engine.features * engine.dtype.itemsize
+        self.notes = engine.notes
+        self.head_start = self._pixels.seconds / max(threads, 1)
+
+    def compute(self, commit: Commit, bar: Any) -> int:
+        views, computed = self._backbone.views.count, 0
+
+        def divided() -> Iterator[list[Indices]]:
+            return (self._embedder.batches(images, views) for images in self._blocks)
+
+        def work(batch: Indices) -> tuple[np.ndarray, dict[int, str]]:
+            return self._embedder.embed(batch, self._pixels, bar.update, views)
+
+        # the workers share each block: few are open at a time, all cores stay busy to the end, and none of them waits
+        # until the disk confirms a block; two blocks a worker may be ahead of an image that is slow to come
+        ahead = 2 * len(self._embedder.batches(self._blocks[0], views))
+        found = self._embedder.map(work, chain.from_iterable(divided()), ahead)
+        for number, batches in enumerate(divided()):
+            parts = list(islice(found, len(batches)))
+            rows = np.concatenate([part for part, _ in parts])
+            failures = {index: reason for _, failed in parts for index, reason in failed.items()}
+            commit(number, rows, failures, self._reading.passing & failures.keys())
+            computed += len(rows)
+        return computed
+
+
+class ClusterComputer:
+    """The workers of a Dask cluster: blocks are tasks, and rows come back to be committed here.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    backbone : Backbone
+        Each worker finds it by itself, and works only if it is the same to the bit.
+    dataset : Dataset
+    blocks : sequence of int arrays
+    device, engine, batch_size
+        See `Embedder.of`; a worker makes an engine for as many threads as it has.
+    """
+
+    row_bytes, head_start = 0, 0.0
+
+    def __init__(
+        self, cluster: Cluster, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], *, device: str,
+        engine: str, batch_size: int | None,
+    ):  # fmt: skip
+        self._dataset, self._blocks = dataset, blocks
+        self._cluster, self._spec, self.notes = cluster, backbone.spec, list[str]()
+        fields = description(backbone)
+        if Path(fields["weights"]).is_file():  # workers stand in other folders
+            fields["weights"] = str(Path(fields["weights"]).absolute())
+        self._job = canonical_json({"backbone": fields, "versions": versions(), "running": {
+            "device": device, "engine": engine, "batch_size": batch_size}})
+
+    def compute(self, commit: Commit, bar: Any) -> int:
+        rows, dataset, blocks = 0, self._dataset, self._blocks
+        tasks = ((self._job, number, dataset.part(images)) for number, images in enumerate(blocks))
+        for number, found in self._cluster.map(_on_worker, tasks):
+            images = blocks[number]
+            self._require_unreadable_here_too(dataset, found, images)
+            commit(number, found.rows, {int(images[at]): reason for at, reason in found.failures.items()},
+                   {int(images[at]) for at in found.passing})
+            self.notes += [note for note in found.notes if note not in self.notes]
+            rows += len(found.rows)
+            bar.update(len(images))
+            bar.set_postfix_str(f"{self._cluster.threads()} threads of the cluster")
+        return rows
+
+    @staticmethod
+    def _require_unreadable_here_too(dataset: Dataset, found: Computed, images: np.ndarray) -> None:
+        """Refuse a worker that does not see the images: its rows would be missing, and nobody would know why."""
+        for at in sorted(found.passing)[:1]:
+            index = int(images[at])
+            try:
+                dataset.read(index)
+            except UnreadableImageError:
+                return
+            raise ClusterError(
+                f"Worker {found.by} cannot read {str(dataset.root / dataset.paths[index])!r} "
+                f"({found.failures[at]}), which this machine can. Every worker must find the images under the same "
+                "path, or take them from a URL. What is done is kept."
+            )
+
+
+@contextmanager
+def computer_of(
+    backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], scheduler: str | None = None, *,
+    workers: int | None = None, cache_dir: Path | None = None, **running: Any,
+) -> Iterator[Computer]:  # fmt: skip
+    """Yield this machine, made ready for a backbone, or the cluster of a scheduler; see `extract_features`."""
+    if scheduler is None:
+        yield LocalComputer(backbone, dataset, blocks, workers=workers, cache_dir=cache_dir, **running)
+    else:
+        with connected(scheduler) as cluster:
+            yield ClusterComputer(cluster, backbone, dataset, blocks, **running)
+
+
+def _on_worker(job: str, number: int, part: Dataset) -> tuple[int, Computed]:
+    """Compute a block, on a worker of a cluster."""
+    with _named():
+        backbone, embedder = _prepared(job)
+        embedder.share_cores()
+        reading = Reading(part, backbone)
+        rows, failures = embedder.embed(np.arange(len(part)), reading, views=backbone.views.count)
+    passing = reading.passing & failures.keys()
+    return number, Computed(rows, failures, passing, tuple(embedder.engine.notes), address())
+
+
+def _prepared(job: str) -> tuple[Backbone, Embedder]:
+    with _building:  # by one of the worker's threads
+        return _prepare(job)
+
+
+@lru_cache(maxsize=1)
+def _prepare(job: str) -> tuple[Backbone, Embedder]:
+    from distributed import get_worker
+
+    asked = json.loads(job)
+    require_same(asked["versions"])
+    backbone, spec = as_asked(asked["backbone"]), Spec(asked["backbone"]["spec"])
+    if different := spec.differences(backbone.spec):
+        raise PipelineError("it has another backbone than this machine: " + "; ".join(
+            f"{name} {theirs!r} there, {ours!r} here" for name, theirs, ours in different))
+    return backbone, Embedder.of(backbone, workers=get_worker().state.nthreads, **asked["running"])
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Say on which worker an error happened, in one type that can travel."""
+    try:
+        yield
+    except ClusterError:
+        raise
+    except PipelineError as error:
+        raise ClusterError(f"Worker {address()}: {error}") from None
+
+
+class Reading:
+    """From an image's position in a data set to its pixels, see `Backbone.pixels`.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether to return images as decoded instead, see `Backbone.encoded`.
+    passing : set of int
+        Images that could not be read just now; their content may be sound.
+    """
+
+    def __init__(self, dataset: Dataset, backbone: Backbone):
+        self._dataset, self._backbone, self.passing, self.whole = dataset, backbone, set[int](), False
+
+    def __call__(self, index: int) -> Ready:
+        try:
+            content = self._dataset.read(index)
+        except UnreadableImageError:
+            self.passing.add(index)
+            raise
+        # a row goes under the digest of the content that it was computed from, or nowhere
+        if hashlib.sha256(content).digest()[:DIGEST_BYTES] != self._dataset.digests[index].tobytes():
+            raise DataError(f"{self._dataset.paths[index]!r} changed while it was being extracted. Run the same "
+                            "command again: what is done is kept.")
+        return (self._backbone.encoded if self.whole else self._backbone.pixels)(content, self._dataset.limits)

@@ -1,0 +1,250 @@
+"""Stage one: every image once through the frozen backbone, rows into the cache."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..backbones import DEFAULT, POOLED, Backbone, description
+from ..core.errors import CacheError, DataError
+from ..core.machine import installed
+from ..core.progress import Progress, silent
+from ..data import DEFAULT_DATA, Dataset, Limits, load_dataset
+from ..data.augmentation import Views
+from ..data.files import DEFAULT_LIMITS
+from ..engines.engine import accelerated
+from ..store import CacheWriter, FeatureCache, Plan, cache_path
+from .caches import backbone_of, with_views
+from .computer import computer_of
+
+if TYPE_CHECKING:
+    pass
+
+LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py")
+
+
+def extract(
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    weights: str | Path | None = None,
+    layer: str = POOLED,
+    precision: str = "float32",
+    seed: int = 0,
+    views: int | Views | None = None,
+    val_fraction: float | None = None,
+    rehash: bool = False,
+    retry_failed: bool = False,
+    part_rows: int | None = None,
+    strict: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+    cache_dir: str | Path = "cache",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    scheduler: str | None = None,
+    progress: Progress = silent,
+) -> Extraction:
+    """Stage one: run a frozen backbone over a data set once, and cache its features.
+
+    Parameters
+    ----------
+    data : str
+        A name in `pipeline.data.DATASETS`, ``torchvision:NAME``, a folder, or a CSV file.
+    backbone, weights, layer, precision, seed
+        See `pipeline.backbones.resolve`.
+    views : int or Views, optional
+        Of each image, the plain one and random ones: see `pipeline.data.augmentation.Views`. By default the plain one
+        alone.
+    val_fraction, rehash, limits
+        See `pipeline.data.load_dataset`.
+    retry_failed, part_rows, batch_size, workers, device, engine, scheduler
+        See `pipeline.stage_one.extraction.extract_features`.
+    strict : bool
+        Make an image that cannot be read an error. All other rows are kept for the next run.
+    cache_dir : path-like
+
+    Returns
+    -------
+    Extraction
+        Its `path` is the HDF5 file.
+
+    Raises
+    ------
+    PipelineError
+        For whatever the user can mend.
+
+    Examples
+    --------
+    >>> import pipeline
+    >>> with pipeline.extract("photos/").open() as cache:    # doctest: +SKIP
+    ...     X, y = cache.split("train")
+    """
+    network = with_views(backbone_of(backbone, weights, layer, precision, seed, cache_dir=cache_dir), views)
+    dataset = load_dataset(
+        data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
+    )
+    done = extract_features(
+        dataset, network, cache_dir=Path(cache_dir), batch_size=batch_size, workers=workers, device=device,
+        engine=engine, retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress,
+        origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
+    )  # fmt: skip
+    if strict and done.skipped:
+        with done.open() as cache:
+            path, reason = cache.skipped[0]
+        raise DataError(f"{done.skipped} files gave no image, the first: {path!r}: {reason}. The other rows are kept.")
+    return done
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What stage one did.
+
+    Attributes
+    ----------
+    path : Path
+        The cache file.
+    spec_sha256 : str
+    rows, computed, reused, skipped : int
+        Images with features; forward passes made (one for all views of an image); images whose rows were there;
+        images without features.
+    seconds : float
+        From start to end, the loading of the network included.
+    images_per_second : float
+        Of the forward passes; 0 where none was needed.
+    notes : tuple of str
+        Remarks for the user, one line each.
+    """
+
+    path: Path
+    spec_sha256: str
+    rows: int
+    computed: int
+    reused: int
+    skipped: int
+    seconds: float
+    images_per_second: float
+    notes: tuple[str, ...] = ()
+
+    def open(self) -> FeatureCache:
+        """Open the cache for reading."""
+        return FeatureCache.open(self.path)
+
+
+def extract_features(
+    dataset: Dataset,
+    backbone: Backbone,
+    *,
+    cache_dir: Path = Path("cache"),
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    retry_failed: bool = False,
+    scheduler: str | None = None,
+    part_rows: int | None = None,
+    origin: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Extraction:
+    """Bring a data set's cache up to date: compute the rows that it lacks, and no others.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    backbone : Backbone
+    cache_dir : Path
+    batch_size, workers
+        See `Embedder`.
+    device, engine : str
+        See `make_engine`.
+    retry_failed : bool
+        Try images again that gave none before.
+    scheduler : str, optional
+        Address of a Dask cluster whose workers compute, such as ``tcp://host:8786``, instead of this machine. They must
+        have the same libraries and find the images under the same paths; `workers` is theirs to say.
+    part_rows : int, optional
+        With more distinct images than these, the cache is made in parts; see `CacheWriter.open`.
+    origin : mapping, optional
+        How the data set was asked for, kept in the file's `meta` as JSON values.
+    progress : Progress
+
+    Raises
+    ------
+    DataError
+        If no image can be read, or one changes while it is being read.
+    BusyError
+        If another process is writing this cache.
+    ClusterError
+        If the cluster is gone or one of its workers is unfit. What is committed stays.
+    """
+    begin = time.perf_counter()
+    path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
+    earlier = _seconds_so_far(path)
+    with CacheWriter.open(path, backbone.spec, part_rows=part_rows, progress=progress) as writer:
+        fast = scheduler is None and accelerated(device, engine)
+        plan = writer.plan(dataset.digests, retry_failed=retry_failed, accelerated=fast)
+        computed, seconds, remarks = 0, 0.0, list[str]()
+        if plan.blocks:
+            # the network is built, or the cluster reached, only now: a run that finds every row needs neither
+            with computer_of(backbone, dataset, plan.blocks, scheduler, device=device, engine=engine,
+                             batch_size=batch_size, workers=workers, cache_dir=cache_dir) as computer:
+                if computer.row_bytes:
+                    writer.require_room(computer.row_bytes)
+                started = time.perf_counter()
+                with progress(total=sum(map(len, plan.blocks)), desc="Extracting", unit="image") as bar:
+                    computed = computer.compute(writer.commit, bar)
+                seconds = time.perf_counter() - started + computer.head_start
+                remarks += computer.notes
+        # what an interrupted run computed took its time too
+        total = earlier + seconds * (1 + plan.resumed / max(computed, 1))
+        with writer.finish(
+            paths=dataset.paths, labels=dataset.labels, splits=dataset.splits, classes=dataset.classes,
+            skipped=dataset.skipped, meta=_meta(dataset, backbone, origin), seconds=round(total, 3),
+        ) as cache:
+            rows, skipped = len(cache), cache.skipped
+        notes = (*dataset.notes, *writer.notes, *_remarks(plan), *remarks)
+    if not rows:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        raise DataError(f"None of the {len(skipped)} files in {str(dataset.root)!r} is a readable image ({reasons}).")
+    return Extraction(
+        path, backbone.spec.sha256, rows, computed, plan.reused, len(skipped),
+        time.perf_counter() - begin, computed / seconds if seconds else 0.0, notes,
+    )
+
+
+def _seconds_so_far(path: Path) -> float:
+    """Return what the rows that are there took; the file itself is checked later."""
+    try:
+        with FeatureCache.open(path) as cache:
+            return float(cache.meta.get("seconds") or 0)
+    except CacheError:
+        return 0.0
+
+
+def _meta(dataset: Dataset, backbone: Backbone, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    versions |= {library: found for library in LIBRARIES if (found := installed(library))}
+    return {
+        "dataset": dataset.name,
+        "root": str(dataset.root),
+        "backbone": backbone.name,
+        "label": backbone.label,
+        "weights": backbone.weights.label,
+        "description": description(backbone),
+        "origin": dict(origin or {}),
+        "versions": versions,
+    }
+
+
+def _remarks(plan: Plan) -> list[str]:
+    remarks = []
+    if plan.resumed:
+        remarks.append(f"Went on where an interrupted run stopped: {plan.resumed} rows were there.")
+    if plan.duplicates:
+        remarks.append(f"{plan.duplicates} images are byte for byte another's copy and share its row.")
+    return remarks

@@ -1,0 +1,277 @@
+"""Stage two: train heads on cached features, score them on every split, and save both."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..backbones import DEFAULT, Backbone
+from ..core.errors import CacheError, PipelineError
+from ..core.progress import Progress, silent
+from ..data import DEFAULT_DATA
+from ..data.augmentation import Views
+from ..runs.classifier import metadata_of
+from ..runs.run import Run, file_safe, prediction_rows, save_learning_curve, write_run, writing
+from ..runs.scoring import SPLITS, _seconds, score_splits
+from ..stage_one.caches import Features, opened
+from ..store import FeatureCache, open_caches
+from .calibrate import Calibration, calibrated, held_out_figures
+from .fit import FittedHead, Sweep, fit_head, memory_limit, must_stream, probabilities_of
+
+if TYPE_CHECKING:
+    pass
+
+STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
+
+
+def train_head(
+    head: str = "logistic",
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    features: Features | None = None,
+    views: int | Views | None = None,
+    tta: bool = False,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None,
+    repeats: int = 1,
+    calibration: Calibration | None = None,
+    max_memory: int | None = None,
+    scheduler: str | None = None,
+    name: str | None = None,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+) -> Run:
+    """Stage two: train a head on cached features, score it on every split, and save both.
+
+    Parameters
+    ----------
+    head : str
+        A name in `pipeline.heads.HEADS`.
+    data, backbone
+        Which cache: as they were given to `extract`.
+    features : path-like or sequence of them, optional
+        A cache file, instead of those; of several, the features of the same images side by side.
+    views : int or Views, optional
+        As they were given to `extract`. The head learns from all views of the training images: heads trained by epochs
+        from one of each image an epoch, others from all at once. What chooses settings or epochs is the plain one.
+    tta : bool
+        Score by probabilities averaged over the views.
+    settings : mapping, optional
+        The head's own settings; see `pipeline.heads.make_head`.
+    seed : int
+    sweep, repeats, max_memory, scheduler
+        See `pipeline.stage_two.fit.fit_head`. A killed sweep goes on where it stopped.
+    calibration : Calibration, optional
+        Make probabilities honest, and learn to say "I don't know"; see `pipeline.stage_two.calibrate`.
+    name : str, optional
+        Of the run; by default from data set, backbone and head.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    CacheError
+        If there is no cache for this, or the images changed since.
+    """
+    with opened(features, data, backbone, cache_dir, progress, views) as cache:
+        return _train(
+            cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), tta, name,
+            max_memory=max_memory, scheduler=scheduler, progress=progress,
+        )  # fmt: skip
+
+
+def _train(
+    cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
+    calibration: Calibration | None, runs_dir: Path, tta: bool, name: str | None = None, jobs: int = -1,
+    max_memory: int | None = None, scheduler: str | None = None, progress: Progress = silent,
+) -> Run:  # fmt: skip
+    if calibration and must_stream(cache, max_memory):
+        raise CacheError(f"{cache.path} does not fit into memory, and calibration takes all training rows at once. "
+                         "Leave --calibrate out, or raise --max-memory.")
+    folder = runs_dir.absolute() / ".sweeps" if sweep else None  # worker processes may stand in another folder
+    fitted = fit_head(
+        cache, head, settings, seed, sweep=sweep, repeats=repeats, tta=tta, max_memory=max_memory, folder=folder,
+        jobs=jobs, scheduler=scheduler, progress=progress,
+    )  # fmt: skip
+    if calibration:
+        fitted = calibrated(cache, fitted, calibration)
+    return save_head_run(cache, fitted, runs_dir, name)
+
+
+def train_heads(
+    heads: Sequence[str],
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    features: Features | None = None,
+    views: int | Views | None = None,
+    tta: bool = False,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None,
+    repeats: int = 1,
+    calibration: Calibration | None = None,
+    max_memory: int | None = None,
+    scheduler: str | None = None,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+) -> list[Run]:
+    """Train several heads, one a core; see `train_head`. Each takes those of the settings that it has.
+
+    Sweeps, and heads whose rows are streamed, go one after the other, each on all cores.
+    """
+    from joblib import Parallel, delayed, effective_n_jobs
+
+    from ..heads import HEADS
+
+    wanted = settings or {}
+    for key in wanted:
+        if not any(key in HEADS[name].settings for name in heads):
+            raise PipelineError(f"None of the heads has a setting {key!r}.")
+    jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
+    place = Path(runs_dir)
+    with opened(features, data, backbone, cache_dir, progress, views) as cache:
+        most = memory_limit(max_memory)
+        each = most // effective_n_jobs(-1)
+        if sweep or must_stream(cache, each):
+            return [_train(cache, name, own, seed, sweep, repeats, calibration, place, tta, max_memory=most,
+                           scheduler=scheduler, progress=progress)
+                    for name, own in jobs]  # fmt: skip
+        paths, place = [path.absolute() for path in cache.sources], place.absolute()
+    with progress(total=len(jobs), desc="Training", unit="head") as bar:
+        runs = []
+        for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
+            delayed(_train_in_process)(paths, name, own, seed, repeats, calibration, place, tta, each)
+            for name, own in jobs
+        ):
+            runs.append(run)
+            bar.update(1)
+    return runs
+
+
+def _train_in_process(
+    paths: Sequence[Path], name: str, settings: Mapping[str, Any], seed: int, repeats: int,
+    calibration: Calibration | None, runs_dir: Path, tta: bool, max_memory: int,
+) -> Run:  # fmt: skip
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), open_caches(paths) as cache:
+        return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, tta, jobs=1,
+                      max_memory=max_memory)
+
+
+def learning_curve(
+    heads: Sequence[str] = ("logistic",),
+    data: str = DEFAULT_DATA,
+    backbone: str | Backbone = DEFAULT,
+    *,
+    features: Features | None = None,
+    views: int | Views | None = None,
+    cache_dir: str | Path = "cache",
+    runs_dir: str | Path = "runs",
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return accuracy against the number of training images, and what twice as many would give.
+
+    Each head's curve is kept below ``<runs_dir>/learning-curves``, where reports on these features find it.
+
+    Parameters
+    ----------
+    heads : sequence of str
+        Names in `pipeline.heads.HEADS`.
+    data, backbone, features, views
+        See `train_head`.
+    **options
+        Sizes or shots, repeats, settings, seed: see `pipeline.stage_two.learning_curve.learning_curve`.
+
+    Returns
+    -------
+    dict
+        `split`, `points`, `forecasts`, and `notes` for the user.
+    """
+    from .learning_curve import as_values, fewer_than_asked
+    from .learning_curve import learning_curve as curve
+
+    with opened(features, data, backbone, cache_dir, progress, views) as cache:
+        found = as_values(*curve(cache, heads, progress=progress, **options))
+        for head in heads:
+            own = {key: [one for one in found[key] if one["head"] == head] for key in ("points", "forecasts")}
+            save_learning_curve(Path(runs_dir), cache.meta["dataset"], cache.spec.sha256,
+                                {"head": head, "split": found["split"], **own})
+        fewer = fewer_than_asked(cache.labels[cache.indices("train")], options.get("sizes"), options.get("shots"))
+        return {**found, "notes": [*cache.notes, *fewer]}
+
+
+def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name: str | None = None) -> Run:
+    """Score a head on every split of its cache, and write the run folder."""
+    from ..heads import save_head
+
+    rows = np.flatnonzero((cache.labels >= 0) & np.isin(cache.splits, SPLITS))
+    scores = probabilities_of(cache, fitted.head, rows, None if fitted.tta else 0)
+    labels, splits, paths = cache.labels[rows], cache.splits[rows], cache.paths
+    usual = f"{cache.meta['dataset']}-{cache.meta['label']}-{fitted.name}{'-tta' if fitted.tta else ''}"
+    path = runs_dir / file_safe(name or usual)
+    learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
+    metrics = {
+        "name": path.name,
+        "kind": "head",
+        "dataset": cache.meta["dataset"],
+        "backbone": cache.meta["backbone"],
+        "features": cache.meta["label"],
+        "head": fitted.name,
+        "classes": list(cache.classes),
+        "splits": score_splits(splits, labels, scores),
+        "seconds": _seconds(float(cache.meta.get("seconds") or 0), fitted.seconds),
+        "trainable_parameters": sum(
+            value.size for value in learned.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+        ),
+        "selection": fitted.selection,
+        "spec_sha256": cache.spec.sha256,
+        "streamed": fitted.streamed,
+        "tta": fitted.tta,
+        **({"views": fitted.views} if fitted.views else {}),
+        **({"joined": list(cache.parts)} if cache.parts else {}),
+        **({"notes": [*cache.notes, *fitted.notes]} if cache.notes or fitted.notes else {}),
+        **({"choice": fitted.choice} if fitted.choice else {}),
+        **({"repeats": fitted.repeats} if fitted.repeats else {}),
+        **({"calibration": held_out_figures(cache, fitted, splits, labels, scores)} if fitted.calibration else {}),
+    }
+    origin = {"name": cache.meta["dataset"], "root": cache.meta["root"], **cache.meta.get("origin", {})}
+    metadata = metadata_of(cache.classes, cache.spec)
+
+    def save(folder: Path) -> None:
+        save_head(fitted.head, folder, metadata)
+        if fitted.candidates:
+            with (folder / "sweep.csv").open("w", newline="") as file:
+                table = csv.DictWriter(file, list(fitted.candidates[0]))
+                table.writeheader()
+                table.writerows(fitted.candidates)
+
+    with writing(path):
+        return write_run(
+            path,
+            metrics=metrics,
+            config={
+                "dataset": origin,
+                "backbone": cache.meta["description"],
+                "head": {"name": fitted.name, "tta": fitted.tta, "settings": fitted.settings},
+                "calibration": _asked(fitted.calibration) if fitted.calibration else None,
+            },
+            predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),
+            save_weights=save,
+        )
+
+
+def _asked(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    return {"on": calibration["selection"], "coverage": calibration["coverage"], "folds": calibration["folds"]}

@@ -1,0 +1,122 @@
+"""CSV files as data sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from images import write_image, write_images
+
+from pipeline.core.errors import DataError
+from pipeline.data import load_dataset
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    write_images(tmp_path, *(f"pics/{number}.png" for number in range(6)))
+
+    def load(text: str | bytes, name: str = "labels.csv"):
+        content = text if isinstance(text, bytes) else text.encode()
+        (tmp_path / name).write_bytes(content)
+        return load_dataset(str(tmp_path / name), cache_dir=tmp_path / "cache")
+
+    return load
+
+
+def test_paths_labels_and_splits_are_taken_as_they_stand(load, tmp_path):
+    dataset = load("path,label,split\npics/1.png,dog,train\npics/0.png,cat,Valid\npics/2.png,cat,test\n")
+    assert dataset.name == "labels"
+    assert dataset.root == tmp_path
+    assert dataset.paths == ["pics/1.png", "pics/0.png", "pics/2.png"]
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.labels.tolist() == [1, 0, 0]
+    assert dataset.splits.tolist() == ["train", "val", "test"]
+    assert dataset.read(1) == (tmp_path / "pics/0.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\npics/0.png,a\npics/1.png,b\n",
+        "\ufeffpath,label\r\npics/0.png,a\r\npics/1.png,b\r\n",
+        "Label ; Path\na;pics/0.png\nb;pics/1.png",
+        'label\tid\tpath\na\t7\tpics/0.png\n\nb\t8\t"pics/1.png"\n',
+    ],
+    ids=["plain", "excel", "semicolons", "tabs"],
+)
+def test_the_usual_dialects_are_read(load, text):
+    dataset = load(text)
+    assert dataset.paths == ["pics/0.png", "pics/1.png"]
+    assert dataset.labels.tolist() == [0, 1]
+
+
+def test_rows_without_label_are_unlabelled_and_rows_without_split_go_by_content(load):
+    dataset = load("path,label,split\npics/0.png,a,test\npics/1.png,b,\npics/2.png,,\n")
+    assert dataset.labels.tolist() == [0, 1, -1]
+    assert dataset.splits[0] == "test"
+    assert dataset.splits[1] in ("train", "val")
+    assert dataset.splits[2] == "none"
+
+
+def test_a_table_without_any_label_is_an_unlabelled_data_set(load):
+    dataset = load("path,label\npics/0.png,\npics/1.png,\n")
+    assert dataset.classes == ()
+    assert dataset.labels.tolist() == [-1, -1]
+
+
+def test_strange_names_absolute_paths_and_gifs_named_outright_are_taken(load, tmp_path):
+    newline = write_image(tmp_path / "two\nlines.png")
+    latin = write_image(tmp_path / os.fsdecode(b"latin-\xe9.png"))
+    gif = write_image(tmp_path / "still.gif", kind="GIF")
+    rows = [b'"' + os.fsencode(newline.name) + b'",a', os.fsencode(latin.name) + b",b", os.fsencode(gif) + b",b"]
+    dataset = load(b"path,label\n" + b"\n".join(rows))
+    assert dataset.paths == [newline.name, latin.name, str(gif)]
+    assert dataset.read(2) == gif.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no column 'path' and no column 'label'; its first line is empty"),
+        ("file,label\nx,y\n", "has no column 'path'; its first line is 'file', 'label'. Expected: path,label"),
+        ("path,label\n", "names no image: there is nothing below its header"),
+        ("path,label\npics/0.png,a\nnone.png,b\n", r"has a file that does not exist in line 3 \('none.png,b,'\)"),
+        ("path,label\npics/0.png,a\n,b\n", "has no path in line 3"),
+        ("path,label,split\npics/0.png,a,dev\n", r"unknown split \(known: train, .*\) in line 2 \('pics/0.png,a,d"),
+        ("path,label,split\npics/0.png,,val\n", "has a split but no label in line 2"),
+        ("path,label\npics/0.png,a\npics/0.png,b\n", "has a path for the second time in line 3"),
+        ("path,label\npics/0.png,a,b\n", "line 2: 3 values where the header has 2: pics/0.png, a, b"),
+        ("path,label\npics/0.png,a\npics/1.png,a\n", "has one class, 'a'"),
+        ("path,label\npics\0/0.png,a\n", "line 2|Cannot read"),
+        ("path,label\n" + "".join(f"{k}.png,a\n" for k in range(9)), r"line 2 .*, 3 .*, 4 .*, and 6 more\.$"),
+    ],
+)
+def test_a_faulty_table_is_one_clear_error_naming_the_line(load, text, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load(text)
+    assert "labels.csv" in str(caught.value) or "one class" in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_named_file_that_is_no_regular_file_is_skipped_with_its_reason(load, tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    dataset = load("path,label\nfifo.png,a\npics/0.png,a\npics/1.png,b\n")
+    assert dataset.paths == ["pics/0.png", "pics/1.png"]
+    assert dataset.skipped == (("fifo.png", "not a regular file"),)
+
+
+def test_real_photographs_by_table_equal_the_same_by_folder(photos, tmp_path):
+    folder = load_dataset(str(photos / "hymenoptera_data"), cache_dir=tmp_path / "cache")
+    root = photos / "hymenoptera_data"
+    lines = [
+        f"{root / path},{folder.classes[label]},{split}\n"
+        for path, label, split in zip(folder.paths, folder.labels, folder.splits, strict=True)
+    ]
+    table = tmp_path / "table.csv"
+    table.write_text("path,label,split\n" + "".join(lines))
+    dataset = load_dataset(str(table), cache_dir=tmp_path / "cache")
+    assert (dataset.digests == folder.digests).all()
+    assert (dataset.labels == folder.labels).all()
+    assert (dataset.splits == folder.splits).all()
+    assert dataset.classes == folder.classes
