@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 import pipeline
 from pipeline import FinetuneSettings, Run
 from pipeline.finetuning import STRATEGIES as KNOWN
-from pipeline.runs.compare import ranked
+from pipeline.runs.scores import ranked
 
 STRATEGIES = ("head-only", "partial", "discriminative", "whole", "lp-ft", "scratch")
 HEADER = ("strategy", "accuracy", "95 % interval", "n", "seconds", "of which images to features", "trained parameters")

@@ -13,8 +13,9 @@ Examples
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .auditing.audit import audit
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .finetuning.finetune import finetune
     from .heads import LinearHead, make_head
     from .runs import ImageClassifier, Prediction, Run
-    from .runs.compare import compare
+    from .runs.scores import compare
     from .stage_one import estimate, extract
     from .stage_two import train_head, train_heads
     from .store import FeatureCache
@@ -44,7 +45,7 @@ _HOMES = {
     "Run": "runs",
     "Views": "data.augmentation",
     "audit": "auditing.audit",
-    "compare": "runs.compare",
+    "compare": "runs.scores",
     "estimate": "stage_one",
     "evaluate": "evaluation",
     "extract": "stage_one",
@@ -80,8 +81,4 @@ __all__ = [
     "train_heads",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = lazy_names(__name__, _HOMES)

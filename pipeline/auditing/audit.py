@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from ..runs.run import Run, list_runs
 from ..stage_one.caches import Features, opened
 from ..store import FeatureCache
 from .findings import EVALUATED, Audit
-
-if TYPE_CHECKING:
-    pass
 
 MOST = 60  # images on a sheet
 HARD = ("n", "accuracy", "accuracy_ci95", "balanced_accuracy", "balanced_accuracy_ci95", "macro_f1", "macro_f1_ci95",

@@ -75,7 +75,7 @@ def extract(options: argparse.Namespace) -> None:
 
 def train_head(options: argparse.Namespace) -> None:
     from ..backbones import DEFAULT
-    from ..runs.compare import ranked
+    from ..runs.scores import ranked
     from ..stage_two.train import train_head, train_heads
 
     sweep, scheduler = _sweep(options), scheduler_of(options)
@@ -144,7 +144,7 @@ def learning_curve(options: argparse.Namespace) -> None:
 def finetune(options: argparse.Namespace) -> None:
     from ..finetuning import FinetuneSettings
     from ..finetuning.finetune import finetune
-    from ..runs.compare import ranked
+    from ..runs.scores import ranked
 
     fields = {field.name for field in dataclasses.fields(FinetuneSettings)}
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
@@ -162,7 +162,7 @@ def finetune(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from ..runs.compare import compare
+    from ..runs.scores import compare
 
     runs = compare(options.data, baseline=options.baseline, runs_dir=options.runs_dir)
     print_runs(runs, options)

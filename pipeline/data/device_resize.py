@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .files import UnreadableImageError
-from .transforms import INTERPOLATIONS, MOST_PIXELS, Transform, _span
+from .transforms import INTERPOLATIONS, MOST_PIXELS, Transform, span_of_crop
 
 if TYPE_CHECKING:
     import torch
@@ -135,8 +135,8 @@ def resizing_of(transform: Transform, height: int, width: int) -> Resizing | Non
         raise UnreadableImageError(f"too elongated to resize: {width} x {height}")
     if height > TALL * width:
         return None
-    rows = Side(0, height, down, *_span(down, transform.crop[0]))
-    columns = Side(0, width, across, *_span(across, transform.crop[1]))
+    rows = Side(0, height, down, *span_of_crop(down, transform.crop[0]))
+    columns = Side(0, width, across, *span_of_crop(across, transform.crop[1]))
     # `Transform` resizes such an image in two calls, rows first
     two_calls = transform.fit != "squash" and width >= height and columns.last - columns.first < across
     down_first = not two_calls and _pillow_goes_down_first(height, width, down, across, transform.interpolation)

@@ -81,7 +81,7 @@ class Transform:
             The image is so elongated that resizing it would need an absurd amount of memory.
         """
         height, width = self.resized_size(image.height, image.width)
-        (top, bottom), (left, right) = _span(height, self.crop[0]), _span(width, self.crop[1])
+        (top, bottom), (left, right) = span_of_crop(height, self.crop[0]), span_of_crop(width, self.crop[1])
         if width * height > MOST_PIXELS:
             raise UnreadableImageError(f"too elongated to resize: {image.width} x {image.height}")
         method = INTERPOLATIONS[self.interpolation]
@@ -177,7 +177,7 @@ class Transform:
         return cls(resize, (height, width), method, mean, tuple(config["std"]), fit=fit, fill=fill)
 
 
-def _span(size: int, wanted: int) -> tuple[int, int]:
+def span_of_crop(size: int, wanted: int) -> tuple[int, int]:
     """Return the first and last + 1 pixel of the centre, or of everything where there is less than wanted."""
     if size <= wanted:
         return 0, size

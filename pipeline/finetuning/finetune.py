@@ -17,7 +17,7 @@ from ..data import DEFAULT_DATA, Dataset, Limits, load_dataset
 from ..data.files import DEFAULT_LIMITS
 from ..runs.classifier import ImageClassifier, linear_head
 from ..runs.run import Run, file_safe, prediction_rows, write_run, writing
-from ..runs.scoring import _seconds, score_splits
+from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import backbone_of
 from ..stage_one.extraction import extract
 from ..stage_two.fit import fit_head
@@ -126,7 +126,7 @@ def save_finetuned(
         "strategy": settings.strategy,
         "classes": list(dataset.classes),
         "splits": score_splits(splits, labels, scores),
-        "seconds": _seconds(extract_seconds, result.seconds),
+        "seconds": seconds_of(extract_seconds, result.seconds),
         "trainable_parameters": result.trainable_parameters,
         "selection": result.selection,
         "best_epoch": result.best_epoch,

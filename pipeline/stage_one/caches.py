@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from ..runs.run import list_runs
 from ..store import FeatureCache, cache_path, list_caches, nearest, open_caches, verify_cache
 from ..store.catalog import CacheEntry, superseded, unused
 from ..store.spec import ABSENT
-
-if TYPE_CHECKING:
-    pass
 
 Features = str | Path | Sequence[str | Path]
 Sample = tuple[bytes, str | None, str]

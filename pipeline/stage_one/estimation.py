@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from ..data.files import DEFAULT_LIMITS
 from ..engines import Embedder
 from ..store import CacheWriter, Spec, cache_path, survey
 from .caches import backbone_of, with_views
-
-if TYPE_CHECKING:
-    pass
 
 SAMPLE, SECONDS = 512, 10.0  # images at most, and the time after which no more are begun
 CHUNK = 8  # images handed to a worker at once

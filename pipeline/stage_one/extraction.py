@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..backbones import DEFAULT, POOLED, Backbone, description
 from ..core.errors import CacheError, DataError
@@ -20,9 +20,6 @@ from ..engines.engine import accelerated
 from ..store import CacheWriter, FeatureCache, Plan, cache_path
 from .caches import backbone_of, with_views
 from .computer import computer_of
-
-if TYPE_CHECKING:
-    pass
 
 LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +16,11 @@ from ..data import DEFAULT_DATA
 from ..data.augmentation import Views
 from ..runs.classifier import metadata_of
 from ..runs.run import Run, file_safe, prediction_rows, save_learning_curve, write_run, writing
-from ..runs.scoring import SPLITS, _seconds, score_splits
+from ..runs.scores import SPLITS, score_splits, seconds_of
 from ..stage_one.caches import Features, opened
 from ..store import FeatureCache, open_caches
 from .calibrate import Calibration, calibrated, held_out_figures
 from .fit import FittedHead, Sweep, fit_head, memory_limit, must_stream, probabilities_of
-
-if TYPE_CHECKING:
-    pass
 
 STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
 
@@ -232,7 +229,7 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "head": fitted.name,
         "classes": list(cache.classes),
         "splits": score_splits(splits, labels, scores),
-        "seconds": _seconds(float(cache.meta.get("seconds") or 0), fitted.seconds),
+        "seconds": seconds_of(float(cache.meta.get("seconds") or 0), fitted.seconds),
         "trainable_parameters": sum(
             value.size for value in learned.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
         ),

@@ -21,7 +21,7 @@ from ..core.errors import CacheError
 from ..core.notebooks import html_table
 from .blocks import CheckedReader, ignore
 from .hdf5 import open_hdf5
-from .layout import DATASETS, PLACES, PartError, StaleCacheError, _problem_of_list, as_keys, read_meta
+from .layout import DATASETS, PLACES, PartError, StaleCacheError, as_keys, problem_of_parts, read_meta
 from .paths import CachePlaces
 from .spec import Spec
 
@@ -298,7 +298,7 @@ class PartedCache(FeatureCache):
 
     def __init__(self, path: Path, file: h5py.File, meta: dict[str, Any], verify: bool):
         super().__init__(path, file, meta, verify)
-        if problem := _problem_of_list(meta.get("parts")):
+        if problem := problem_of_parts(meta.get("parts")):
             raise CacheError(f"{path} is damaged: {problem}. Run `extract` again.")
         self._pieces: list[FeatureCache] = []
         try:

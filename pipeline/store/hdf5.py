@@ -25,10 +25,10 @@ from .layout import (
     MANIFEST_DATASETS,
     PLACES,
     SKIPPED_DATASETS,
-    _problem_of_list,
     block_rows,
     bytes_a_row,
     chunk_rows,
+    problem_of_parts,
     problem_of_type,
     read_meta,
     seal,
@@ -264,6 +264,6 @@ def parts_listed(path: Path) -> dict[str, Any]:
     with open_hdf5(path) as file:
         meta = read_meta(file, path)
         listed = PLACES in file
-    if listed and (problem := _problem_of_list(meta.get("parts"))):
+    if listed and (problem := problem_of_parts(meta.get("parts"))):
         raise CacheError(f"{path} is damaged: {problem}.")
     return meta if listed else {}

@@ -198,7 +198,7 @@ def _digest(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _problem_of_list(parts: Any) -> str | None:
+def problem_of_parts(parts: Any) -> str | None:
     """Tell what is wrong with a list of parts, before any name in it is used."""
     if not isinstance(parts, list) or not 0 < len(parts) <= PARTS_AT_MOST:
         return f"its 'meta' must list 1 to {PARTS_AT_MOST} parts"

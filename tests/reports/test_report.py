@@ -47,7 +47,7 @@ def studio(tmp_path_factory) -> Path:
         settings = pipeline.FinetuneSettings(strategy="head-only", epochs=2, batch_size=8)
         pipeline.finetune("data", settings=settings, name="tuned")
         pipeline.train_head("nearest-centroid", "data", "pixels", name="centroid")
-        from pipeline.runs.compare import compare
+        from pipeline.runs.scores import compare
         from pipeline.stage_two.train import learning_curve
 
         learning_curve(["ridge", "knn"], "data", "pixels", sizes=[8, 16, 32], repeats=2)
