@@ -44,6 +44,7 @@ from PIL import Image
 from pipeline.backbones import Backbone, resolve
 from pipeline.core.errors import EngineError, PipelineError
 from pipeline.data import Dataset, load_dataset
+from pipeline.engines import Running
 from pipeline.engines.embedding import available_cores
 from pipeline.stage_one.extraction import extract_features
 from pipeline.stage_two.train import train_head
@@ -68,8 +69,8 @@ class Ours:
     def __call__(self) -> Rows:
         for cache in self.cache_dir.glob("*/*.h5"):
             cache.unlink()
-        done = extract_features(self.dataset, self.backbone, cache_dir=self.cache_dir, device=self.device,
-                                engine=self.engine)
+        running = Running(self.device, self.engine)
+        done = extract_features(self.dataset, self.backbone, running, cache_dir=self.cache_dir)
         if any("torch" in note for note in done.notes) and self.engine != "torch":
             raise PipelineError(" ".join(done.notes))
         with done.open() as cache:
@@ -77,8 +78,7 @@ class Ours:
 
     def accuracy(self, dataset: Dataset) -> float:
         """Val accuracy of the logistic head on features of a data set, extracted unless they are there."""
-        done = extract_features(dataset, self.backbone, cache_dir=self.cache_dir, device=self.device,
-                                engine=self.engine)
+        done = extract_features(dataset, self.backbone, Running(self.device, self.engine), cache_dir=self.cache_dir)
         run = train_head("logistic", features=done.path, runs_dir=self.cache_dir / "runs", name="logistic")
         return run.metrics["splits"]["val"]["accuracy"]
 

@@ -17,7 +17,7 @@ from ..data.augmentation import Views
 from ..evaluation.metrics import evaluate
 from ..reports.pictures import contact_sheet
 from ..runs.run import Run, list_runs
-from ..stage_one.caches import Features, opened
+from ..stage_one.caches import CacheChoice, Features
 from ..store import FeatureCache
 from .findings import EVALUATED, Audit
 
@@ -61,7 +61,7 @@ def audit(
     from .findings import audit_cache
     from .similar import NEAR
 
-    with opened(features, data, backbone, cache_dir, progress, views) as cache:
+    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
         found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed)
         folder = Path(sheets) if sheets else Path(runs_dir) / f"audit-{found.dataset}"
         chosen = list_runs(Path(runs_dir)) if runs is None else [Run.open(name, Path(runs_dir)) for name in runs]

@@ -6,7 +6,7 @@ An `Engine` runs one backbone, an `Embedder` feeds it from all cores. Importing 
 from __future__ import annotations
 
 from .embedding import Embedder
-from .engine import ENGINES, Engine, make_engine
+from .engine import ENGINES, Engine, Running, make_engine
 from .openvino_engine import is_prepared
 from .torch_engine import TorchEngine, choose_device
 
@@ -14,6 +14,7 @@ __all__ = [
     "ENGINES",
     "Embedder",
     "Engine",
+    "Running",
     "TorchEngine",
     "choose_device",
     "is_prepared",

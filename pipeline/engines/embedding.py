@@ -20,7 +20,7 @@ import numpy as np
 from ..backbones.backbone import Backbone
 from ..data import UnreadableImageError, nvjpeg
 from ..data.device_resize import Encoded, Ready
-from .engine import Engine, Replicas, make_engine
+from .engine import Engine, Replicas, Running, make_engine
 from .torch_engine import TorchEngine
 
 MOST_BYTES = 64 * 2**20  # of pixels held
@@ -116,19 +116,14 @@ class Embedder:
     def of(
         cls,
         backbone: Backbone,
-        *,
-        device: str = "auto",
-        engine: str = "auto",
-        batch_size: int | None = None,
-        workers: int | None = None,
+        running: Running = Running(),
         cache_dir: Path | None = None,
     ) -> Embedder:
-        """Make a backbone ready on this machine; see `make_engine` for the parameters."""
-        threads = available_cores() if workers is None else workers
-        made = make_engine(
-            backbone.plain, device, engine, batch_size=batch_size, workers=threads, cache_dir=cache_dir
-        )
-        return cls(made, batch_size, threads)
+        """Make a backbone ready on this machine; in `cache_dir` prepared networks are kept, see `make_engine`."""
+        threads = available_cores() if running.workers is None else running.workers
+        made = make_engine(backbone.plain, running.device, running.engine, batch_size=running.batch_size,
+                           workers=threads, cache_dir=cache_dir)
+        return cls(made, running.batch_size, threads)
 
     def embed(
         self,

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -52,6 +53,26 @@ class Engine(Protocol):
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Map uint8 (N, H, W, 3) to features (N, D)."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """How this machine runs a frozen network.
+
+    Attributes
+    ----------
+    device, engine : str
+        See `make_engine`.
+    batch_size : int, optional
+        Images a forward pass; by default what suits the engine.
+    workers : int, optional
+        Threads that decode and run the network; by default one a core.
+    """
+
+    device: str = "auto"
+    engine: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
 
 
 def make_engine(

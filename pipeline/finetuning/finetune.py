@@ -20,7 +20,7 @@ from ..runs.run import Run, file_safe, prediction_rows, write_run, writing
 from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import backbone_of
 from ..stage_one.extraction import extract
-from ..stage_two.fit import fit_head
+from ..stage_two.fit import Training, fit_head
 
 if TYPE_CHECKING:
     from .result import Finetuned
@@ -102,7 +102,7 @@ def _probe(
     done = extract(data, backbone, val_fraction=val_fraction, cache_dir=cache_dir, device=settings.device,
                    progress=progress)
     with done.open() as cache:
-        head: Any = fit_head(cache, "logistic", {}, settings.seed).head
+        head: Any = fit_head(cache, "logistic", Training(seed=settings.seed)).head
         complete = len(head.classes_) == len(cache.classes)
         return ((head.coef_, head.intercept_) if complete else None), float(cache.meta.get("seconds") or 0)
 

@@ -17,7 +17,7 @@ from ..core.errors import DataError, PipelineError, RunError
 from ..core.progress import Progress, silent
 from ..data import Limits, UnreadableImageError, decode, read_bytes
 from ..data.files import DEFAULT_LIMITS
-from ..engines import Embedder, is_prepared
+from ..engines import Embedder, Running, is_prepared
 from ..store import Spec
 from .run import Run
 
@@ -134,14 +134,11 @@ class ImageClassifier:
         self.head = head
         self.classes = tuple(classes)
         self.limits = limits
-        self._running: dict[str, Any] = {
-            "device": device, "engine": engine, "batch_size": batch_size, "workers": workers,
-            "cache_dir": Path(cache_dir),
-        }  # fmt: skip
+        self._running, self._cache_dir = Running(device, engine, batch_size, workers), Path(cache_dir)
 
     @cached_property
     def _embedders(self) -> list[Embedder]:
-        return [Embedder.of(part.plain, **self._running) for part in self.backbone.parts]
+        return [Embedder.of(part.plain, self._running, self._cache_dir) for part in self.backbone.parts]
 
     @property
     def notes(self) -> list[str]:

@@ -17,12 +17,13 @@ from ..core.progress import Progress, silent
 from ..data import Dataset, Limits, load_dataset, place, read_bytes
 from ..data.augmentation import Views
 from ..data.digests import digest_files, memo_file
-from ..engines import Embedder
+from ..engines import Embedder, Running
 from ..runs.run import list_runs
 from ..store import FeatureCache, cache_path, list_caches, nearest, open_caches, verify_cache
 from ..store.catalog import CacheEntry, superseded, unused
 from ..store.spec import ABSENT
 
+MADE_BY_EXTRACT = ("dataset", "root", "backbone", "label", "description")  # what its `meta` has
 Features = str | Path | Sequence[str | Path]
 Sample = tuple[bytes, str | None, str]
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3, "int8": 5e-2}  # of ‖difference‖ / ‖row‖, by precision
@@ -44,23 +45,49 @@ def with_views(backbone: Backbone, views: int | Views | None) -> Backbone:
     return backbone if views is None else replace(backbone, views=views if isinstance(views, Views) else Views(views))
 
 
-@contextmanager
-def opened(
-    features: Features | None, data: str, backbone: str | Backbone, cache_dir: str | Path, progress: Progress,
-    views: int | Views | None = None,
-) -> Iterator[FeatureCache]:  # fmt: skip
-    """Open the cache that was named, or the one that belongs to a data set and a backbone."""
-    if features is not None:
-        cache = open_caches([features] if isinstance(features, (str, Path)) else features)
-    else:
-        network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
-        cache = find_cache(data, network, cache_dir=cache_dir, progress=progress)
-    with cache:
-        if views is not None and cache.views != (asked := views.count if isinstance(views, Views) else views):
-            raise CacheError(f"{cache.path} holds {cache.views} views of each image, not {asked}.")
-        if lacking := [key for key in ("dataset", "root", "backbone", "label", "description") if key not in cache.meta]:
-            raise CacheError(f"{cache.path} was not made by `extract`: its 'meta' lacks {', '.join(lacking)}.")
-        yield cache
+@dataclass(frozen=True)
+class CacheChoice:
+    """Which cache: the files that are named, or the one that belongs to a data set and a backbone.
+
+    Attributes
+    ----------
+    data : str
+    backbone : str or Backbone
+        As they were given to `extract`.
+    features : path-like or sequence of them, optional
+        Cache files, instead of those; of several, the features of the same images side by side.
+    views : int or Views, optional
+        As they were given to `extract`.
+    cache_dir : path-like
+    """
+
+    data: str
+    backbone: str | Backbone
+    features: Features | None = None
+    views: int | Views | None = None
+    cache_dir: str | Path = "cache"
+
+    @contextmanager
+    def opened(self, progress: Progress = silent) -> Iterator[FeatureCache]:
+        """Open it for the length of a `with` block.
+
+        Raises
+        ------
+        CacheError
+            If there is none, it is out of date, or `extract` did not make it.
+        """
+        if self.features is not None:
+            cache = open_caches([self.features] if isinstance(self.features, (str, Path)) else self.features)
+        else:
+            network = with_views(backbone_of(self.backbone, cache_dir=self.cache_dir), self.views)
+            cache = find_cache(self.data, network, cache_dir=self.cache_dir, progress=progress)
+        with cache:
+            asked = self.views.count if isinstance(self.views, Views) else self.views
+            if asked not in (None, cache.views):
+                raise CacheError(f"{cache.path} holds {cache.views} views of each image, not {asked}.")
+            if lacking := [key for key in MADE_BY_EXTRACT if key not in cache.meta]:
+                raise CacheError(f"{cache.path} was not made by `extract`: its 'meta' lacks {', '.join(lacking)}.")
+            yield cache
 
 
 def find_cache(
@@ -246,7 +273,7 @@ def _recompute(
     if not len(rows):
         return
     backbone = from_description(cache.meta["description"], cache.path.parent)
-    embedder = Embedder.of(backbone, device=device, engine="torch")
+    embedder = Embedder.of(backbone, Running(device, "torch"))
     with progress(total=len(rows), desc="Recomputing", unit="image") as bar:
         found, failures = embedder.embed(
             range(len(rows)), lambda index: backbone.pixels(read_bytes(root / paths[index])), bar.update,

@@ -24,7 +24,7 @@ from ..core.errors import ClusterError, DataError, PipelineError
 from ..data import Dataset, UnreadableImageError
 from ..data.device_resize import Ready
 from ..data.digests import DIGEST_BYTES
-from ..engines import Embedder
+from ..engines import Embedder, Running
 from ..engines.embedding import Indices, Prefetcher, available_cores
 from ..store import Spec
 from ..store.spec import canonical_json
@@ -89,19 +89,20 @@ class LocalComputer:
     backbone : Backbone
     dataset : Dataset
     blocks : sequence of int arrays
-    workers, **running
+    running : Running
+    cache_dir : Path, optional
         See `Embedder.of`.
     """
 
     def __init__(
-        self, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], workers: int | None = None,
-        **running: Any,
+        self, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], running: Running,
+        cache_dir: Path | None = None,
     ):  # fmt: skip
-        threads = available_cores() if workers is None else workers
+        threads = available_cores() if running.workers is None else running.workers
         self._backbone, self._blocks, self._reading = backbone, blocks, Reading(dataset, backbone)
         self._pixels = Prefetcher(self._reading, map(int, chain.from_iterable(blocks)), max(threads - 1, 0))
         with self._pixels:
-            self._embedder = Embedder.of(backbone, workers=workers, **running)
+            self._embedder = Embedder.of(backbone, running, cache_dir)
         engine = self._embedder.engine
         # what was decoded ahead is resized already; from now on the device does that
         self._reading.whole = getattr(engine, "resizes", False) and backbone.views.count == 1
@@ -141,23 +142,22 @@ class ClusterComputer:
         Each worker finds it by itself, and works only if it is the same to the bit.
     dataset : Dataset
     blocks : sequence of int arrays
-    device, engine, batch_size
-        See `Embedder.of`; a worker makes an engine for as many threads as it has.
+    running : Running
+        A worker makes an engine for as many threads as it has.
     """
 
     row_bytes, head_start = 0, 0.0
 
     def __init__(
-        self, cluster: Cluster, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], *, device: str,
-        engine: str, batch_size: int | None,
-    ):  # fmt: skip
+        self, cluster: Cluster, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], running: Running
+    ):
         self._dataset, self._blocks = dataset, blocks
         self._cluster, self._spec, self.notes = cluster, backbone.spec, list[str]()
         fields = description(backbone)
         if Path(fields["weights"]).is_file():  # workers stand in other folders
             fields["weights"] = str(Path(fields["weights"]).absolute())
         self._job = canonical_json({"backbone": fields, "versions": versions(), "running": {
-            "device": device, "engine": engine, "batch_size": batch_size}})
+            "device": running.device, "engine": running.engine, "batch_size": running.batch_size}})
 
     def compute(self, commit: Commit, bar: Any) -> int:
         rows, dataset, blocks = 0, self._dataset, self._blocks
@@ -191,15 +191,15 @@ class ClusterComputer:
 
 @contextmanager
 def computer_of(
-    backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], scheduler: str | None = None, *,
-    workers: int | None = None, cache_dir: Path | None = None, **running: Any,
+    backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], running: Running,
+    scheduler: str | None = None, cache_dir: Path | None = None,
 ) -> Iterator[Computer]:  # fmt: skip
     """Yield this machine, made ready for a backbone, or the cluster of a scheduler; see `extract_features`."""
     if scheduler is None:
-        yield LocalComputer(backbone, dataset, blocks, workers=workers, cache_dir=cache_dir, **running)
+        yield LocalComputer(backbone, dataset, blocks, running, cache_dir)
     else:
         with connected(scheduler) as cluster:
-            yield ClusterComputer(cluster, backbone, dataset, blocks, **running)
+            yield ClusterComputer(cluster, backbone, dataset, blocks, running)
 
 
 def _on_worker(job: str, number: int, part: Dataset) -> tuple[int, Computed]:
@@ -228,7 +228,7 @@ def _prepare(job: str) -> tuple[Backbone, Embedder]:
     if different := spec.differences(backbone.spec):
         raise PipelineError("it has another backbone than this machine: " + "; ".join(
             f"{name} {theirs!r} there, {ours!r} here" for name, theirs, ours in different))
-    return backbone, Embedder.of(backbone, workers=get_worker().state.nthreads, **asked["running"])
+    return backbone, Embedder.of(backbone, Running(**asked["running"], workers=get_worker().state.nthreads))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, UnreadableImageError, load_dataset
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
-from ..engines import Embedder
+from ..engines import Embedder, Running
 from ..store import CacheWriter, Spec, cache_path, survey
 from .caches import backbone_of, with_views
 
@@ -39,10 +38,15 @@ def estimate(
     views: int | Views | None = None,
     val_fraction: float | None = None,
     rehash: bool = False,
+    retry_failed: bool = False,
+    machines: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    engine: str = "auto",
     progress: Progress = silent,
-    **running: Any,
 ) -> Estimate:
     """Tell what `extract` would take: images, seconds, disk, memory, and what would be reused.
 
@@ -50,16 +54,19 @@ def estimate(
 
     Parameters
     ----------
-    data, backbone, views, val_fraction, rehash, limits, cache_dir
+    data, backbone, views, val_fraction, rehash, retry_failed, limits, cache_dir, batch_size, workers, device, engine
         See `extract`.
-    **running
-        Its retry_failed, batch_size, workers, device, engine; and machines, to tell what so many would take.
+    machines : int, optional
+        Tell also what a cluster of so many machines like this one would take.
     """
     network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
     dataset = load_dataset(
         data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
     )
-    return estimate_extraction(dataset, network, cache_dir=Path(cache_dir), progress=progress, **running)
+    return estimate_extraction(
+        dataset, network, Running(device, engine, batch_size, workers), cache_dir=Path(cache_dir),
+        retry_failed=retry_failed, machines=machines, progress=progress,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,9 @@ class Estimate:
 def estimate_extraction(
     dataset: Dataset,
     backbone: Backbone,
+    running: Running = Running(),
     *,
     cache_dir: Path = Path("cache"),
-    batch_size: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    engine: str = "auto",
     retry_failed: bool = False,
     machines: int | None = None,
     progress: Progress = silent,
@@ -131,7 +135,7 @@ def estimate_extraction(
     trial, notes, planned = _Trial(), list(dataset.notes), None
     if len(found.to_compute):
         begin = time.perf_counter()
-        embedder = Embedder.of(backbone, device=device, engine=engine, batch_size=batch_size, workers=workers)
+        embedder = Embedder.of(backbone, running)
         trial = _try(dataset, backbone, embedder, found.to_compute, progress)
         loading = time.perf_counter() - begin - trial.seconds
         trial.row_bytes = backbone.views.count * embedder.engine.features * embedder.engine.dtype.itemsize

@@ -16,6 +16,7 @@ from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, load_dataset
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
+from ..engines import Running
 from ..engines.engine import accelerated
 from ..store import CacheWriter, FeatureCache, Plan, cache_path
 from .caches import backbone_of, with_views
@@ -60,8 +61,10 @@ def extract(
         alone.
     val_fraction, rehash, limits
         See `pipeline.data.load_dataset`.
-    retry_failed, part_rows, batch_size, workers, device, engine, scheduler
+    retry_failed, part_rows, scheduler
         See `pipeline.stage_one.extraction.extract_features`.
+    batch_size, workers, device, engine
+        See `pipeline.engines.Running`.
     strict : bool
         Make an image that cannot be read an error. All other rows are kept for the next run.
     cache_dir : path-like
@@ -87,8 +90,8 @@ def extract(
         data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
     )
     done = extract_features(
-        dataset, network, cache_dir=Path(cache_dir), batch_size=batch_size, workers=workers, device=device,
-        engine=engine, retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress,
+        dataset, network, Running(device, engine, batch_size, workers), cache_dir=Path(cache_dir),
+        retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress,
         origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
     )  # fmt: skip
     if strict and done.skipped:
@@ -136,12 +139,9 @@ class Extraction:
 def extract_features(
     dataset: Dataset,
     backbone: Backbone,
+    running: Running = Running(),
     *,
     cache_dir: Path = Path("cache"),
-    batch_size: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    engine: str = "auto",
     retry_failed: bool = False,
     scheduler: str | None = None,
     part_rows: int | None = None,
@@ -154,16 +154,13 @@ def extract_features(
     ----------
     dataset : Dataset
     backbone : Backbone
+    running : Running
     cache_dir : Path
-    batch_size, workers
-        See `Embedder`.
-    device, engine : str
-        See `make_engine`.
     retry_failed : bool
         Try images again that gave none before.
     scheduler : str, optional
         Address of a Dask cluster whose workers compute, such as ``tcp://host:8786``, instead of this machine. They must
-        have the same libraries and find the images under the same paths; `workers` is theirs to say.
+        have the same libraries and find the images under the same paths; how many threads run is theirs to say.
     part_rows : int, optional
         With more distinct images than these, the cache is made in parts; see `CacheWriter.open`.
     origin : mapping, optional
@@ -183,13 +180,12 @@ def extract_features(
     path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
     earlier = _seconds_so_far(path)
     with CacheWriter.open(path, backbone.spec, part_rows=part_rows, progress=progress) as writer:
-        fast = scheduler is None and accelerated(device, engine)
+        fast = scheduler is None and accelerated(running.device, running.engine)
         plan = writer.plan(dataset.digests, retry_failed=retry_failed, accelerated=fast)
         computed, seconds, remarks = 0, 0.0, list[str]()
         if plan.blocks:
             # the network is built, or the cluster reached, only now: a run that finds every row needs neither
-            with computer_of(backbone, dataset, plan.blocks, scheduler, device=device, engine=engine,
-                             batch_size=batch_size, workers=workers, cache_dir=cache_dir) as computer:
+            with computer_of(backbone, dataset, plan.blocks, running, scheduler, cache_dir) as computer:
                 if computer.row_bytes:
                     writer.require_room(computer.row_bytes)
                 started = time.perf_counter()

@@ -92,6 +92,50 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How a head is trained.
+
+    Attributes
+    ----------
+    settings : mapping
+        Of the head; see `pipeline.heads.make_head`.
+    seed : int
+    sweep : Sweep, optional
+        Choose further settings. Without it, a head that is trained by epochs sees val, to keep the best of them.
+    repeats : int
+        Train with so many seeds and note the spread; the first one's head is returned. A head in which nothing is
+        random is trained once, and its notes say so.
+    tta : bool
+        Predict by the mean over the views of an image.
+    max_memory : int, optional
+        Bytes that training may take; by default three quarters of what is available. Rows that would take more are
+        streamed from the file.
+    scheduler : str, optional
+        Address of a Dask cluster that does a sweep's fits.
+    folder : Path, optional
+        Where a sweep keeps finished fits.
+    jobs : int
+        Processes of a sweep; -1 is one a core.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    sweep: Sweep | None = None
+    repeats: int = 1
+    tta: bool = False
+    max_memory: int | None = None
+    scheduler: str | None = None
+    folder: Path | None = None
+    jobs: int = -1
+
+    def head(self, name: str, more: int = 0, **chosen: Any) -> Head:
+        """Return an unfitted head with these settings, those chosen besides, and the seed that is so many later."""
+        from ..heads import make_head
+
+        return make_head(name, seed=self.seed + more, **{**self.settings, **chosen})
+
+
+@dataclass(frozen=True)
 class FittedHead:
     """A trained head, and what its training took.
 
@@ -142,10 +186,8 @@ class FittedHead:
 
 
 def fit_head(
-    cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int = 0, *, sweep: Sweep | None = None,
-    repeats: int = 1, tta: bool = False, max_memory: int | None = None, folder: Path | None = None, jobs: int = -1,
-    scheduler: str | None = None, progress: Progress = silent,
-) -> FittedHead:  # fmt: skip
+    cache: FeatureCache, name: str, training: Training = Training(), progress: Progress = silent
+) -> FittedHead:
     """Train a head on a cache's train split, on all views of its images.
 
     Parameters
@@ -153,25 +195,7 @@ def fit_head(
     cache : FeatureCache
     name : str
         As in `HEADS`.
-    settings : mapping
-        Of the head.
-    seed : int
-    sweep : Sweep, optional
-        Choose further settings. Without it, a head that is trained by epochs sees val, to keep the best of them.
-    repeats : int
-        Train with so many seeds and note the spread; the first one's head is returned. A head in which nothing is
-        random is trained once, and its notes say so.
-    tta : bool
-        Predict by the mean over the views of an image.
-    max_memory : int, optional
-        Bytes that training may take; by default three quarters of what is available. Rows that would take more are
-        streamed from the file.
-    folder : Path, optional
-        Where a sweep keeps finished fits.
-    jobs : int
-        Processes of a sweep; -1 is one a core.
-    scheduler : str, optional
-        Address of a Dask cluster that does a sweep's fits.
+    training : Training
 
     Raises
     ------
@@ -179,37 +203,32 @@ def fit_head(
         If there is nothing to train on, or to choose on, no views to average over, or rows would have to be streamed
         and cannot.
     """
-    if tta and cache.views == 1:
+    if training.tta and cache.views == 1:
         raise CacheError(f"{cache.path} holds the plain view of each image alone: there is nothing to average over. "
                          "Extract with --views 4, say, and train with the same, or leave --tta out.")
     begin = time.perf_counter()
-    if must_stream(cache, max_memory):
-        from ..heads import make_head
-
-        times = _times(make_head(name, seed=seed, **settings), repeats)
+    if must_stream(cache, training.max_memory):
         with progress(desc="Streaming", unit="row") as bar:
-            found = _streamed(cache, name, settings, seed, sweep, times, max_memory, bar.update)
-        return replace(found, seconds=(time.perf_counter() - begin) / times,
-                       notes=_remarks(name, found.head, repeats))
+            found, times = _streamed(cache, name, training, bar.update)
+        return replace(found, seconds=(time.perf_counter() - begin) / times)
     X, y = training_rows(cache)
     candidates: list[dict[str, Any]] = []
-    chosen = dict(settings)
-    if sweep is None:
-        fitted = _fit(cache, name, X, y, settings, seed)
+    if training.sweep is None:
+        fitted = _fit(cache, name, training.head(name), X, y)
         selection, choice = _chosen(fitted)
     else:
-        result = _swept(cache, name, X, y, settings, seed, sweep, folder, jobs, scheduler, progress)
+        result = _swept(cache, name, X, y, training, training.sweep, progress)
         fitted, selection, candidates, choice = result.head, result.selection, result.rows, result.choice
-    chosen |= choice.get("settings", {})
-    times = _times(fitted, repeats)
-    heads = [fitted] + [_fit(cache, name, X, y, chosen, seed + more) for more in range(1, times)]
-    spread = _spread(cache, heads, tta)
-    seconds = (time.perf_counter() - begin) / (times if sweep is None else 1)
+    chosen = {**training.settings, **choice.get("settings", {})}
+    times = _times(fitted, training.repeats)
+    heads = [fitted] + [_fit(cache, name, training.head(name, more, **chosen), X, y) for more in range(1, times)]
+    spread = _spread(cache, heads, training.tta)
+    seconds = (time.perf_counter() - begin) / (times if training.sweep is None else 1)
     gain = {}
     if cache.views > 1:
-        gain = gain_of_views(cache, _fit(cache, name, X[:, 0], y, chosen, seed), fitted)
-    return FittedHead(name, fitted, {**chosen, "seed": seed}, seconds, selection, candidates, said(choice), spread,
-                      tta=tta, views=gain, notes=_remarks(name, fitted, repeats))
+        gain = gain_of_views(cache, _fit(cache, name, training.head(name, **chosen), X[:, 0], y), fitted)
+    return FittedHead(name, fitted, {**chosen, "seed": training.seed}, seconds, selection, candidates, said(choice),
+                      spread, tta=training.tta, views=gain, notes=_remarks(name, fitted, training.repeats))
 
 
 def _times(head: Head, repeats: int) -> int:
@@ -269,32 +288,33 @@ def _require_two_classes(cache: FeatureCache, y: np.ndarray) -> None:
 
 
 def _streamed(
-    cache: FeatureCache, name: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
-    max_memory: int | None, done: Callable[[int], object],
-) -> FittedHead:  # fmt: skip
-    """Train a head on rows that are read anew at every walk over them."""
-    from ..heads import HEADS, make_head
+    cache: FeatureCache, name: str, training: Training, done: Callable[[int], object]
+) -> tuple[FittedHead, int]:
+    """Train a head on rows that are read anew at every walk over them; tell also how often it was trained."""
+    from ..heads import HEADS
 
     size = f"{cache.path} does not fit into memory ({4 * math.prod(cache.shape) / 1e9:.1f} GB as float32)"
     if not HEADS[name].streams:
         can = ", ".join(known for known in HEADS if HEADS[known].streams)
         raise CacheError(f"{size}, and {name} needs all rows at once. These do not: {can}. Or raise --max-memory.")
-    if sweep is not None:
+    if training.sweep is not None:
         raise CacheError(f"{size}, and a sweep reads it too often. Give settings (--C, --set), or raise --max-memory.")
     if len(cache.shape) == 3:
         raise CacheError(f"{size}, and views are not streamed. Raise --max-memory, or extract without --views.")
-    if HEADS[name].head_class.squares or settings.get("scaling") == "pca-whiten":
-        require_room_for_sums(cache, max_memory)
+    if HEADS[name].head_class.squares or training.settings.get("scaling") == "pca-whiten":
+        require_room_for_sums(cache, training.max_memory)
     train, val = cache.indices("train"), cache.indices("val")
     y = cache.labels[train]
     _require_two_classes(cache, y)
     held_out = (_rows(cache, val, done), cache.labels[val]) if HEADS[name].needs_torch and len(val) else ()
-    heads = [make_head(name, seed=seed + more, **settings).fit(_rows(cache, train, done), y, *held_out)
-             for more in range(repeats)]
-    selection, choice = _chosen(heads[0])
-    chosen = {**settings, **choice.get("settings", {}), "seed": seed}
-    return FittedHead(name, heads[0], chosen, 0.0, selection, choice=said(choice),
-                      repeats=_spread(cache, heads, False), streamed=True)
+    first = training.head(name)
+    times = _times(first, training.repeats)
+    heads = [head.fit(_rows(cache, train, done), y, *held_out)
+             for head in (first, *(training.head(name, more) for more in range(1, times)))]
+    selection, choice = _chosen(first)
+    chosen = {**training.settings, **choice.get("settings", {}), "seed": training.seed}
+    return FittedHead(name, first, chosen, 0.0, selection, choice=said(choice), repeats=_spread(cache, heads, False),
+                      streamed=True, notes=_remarks(name, first, training.repeats)), times
 
 
 def _rows(cache: FeatureCache, rows: np.ndarray, done: Callable[[int], object]) -> Any:
@@ -318,27 +338,27 @@ def probabilities_of(cache: FeatureCache, head: Head, rows: np.ndarray, view: in
     return found
 
 
-def _fit(cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, settings: Mapping[str, Any], seed: int) -> Head:
-    from ..heads import HEADS, make_head
+def _fit(cache: FeatureCache, name: str, head: Head, X: np.ndarray, y: np.ndarray) -> Head:
+    """Fit a head; one that is trained by epochs sees val, to keep the best of them."""
+    from ..heads import HEADS
 
-    head = make_head(name, seed=seed, **settings)
     X_val, y_val = cache.split("val", view=0) if HEADS[name].needs_torch else (X[:0], y[:0])
     return head.fit(X, y, X_val, y_val) if len(y_val) else head.fit(X, y)
 
 
 def _swept(
-    cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, settings: Mapping[str, Any], seed: int, sweep: Sweep,
-    folder: Path | None, jobs: int, scheduler: str | None, progress: Progress,
-) -> SweepResult:  # fmt: skip
+    cache: FeatureCache, name: str, X: np.ndarray, y: np.ndarray, training: Training, sweep: Sweep, progress: Progress
+) -> SweepResult:
     from ..heads import sweep_head
 
     X_val, y_val = cache.split("val") if sweep.on == "val" else (None, None)
     if y_val is not None and not len(y_val):
         raise CacheError(f"{cache.path} has no labelled val images to choose settings on. Choose by cross-validation.")
     return sweep_head(
-        name, X, y, X_val=X_val, y_val=y_val, grid=sweep.grid, fixed=settings, folds=sweep.folds, seed=seed,
-        metric=sweep.metric, one_standard_error=sweep.one_standard_error, folder=folder, n_jobs=jobs,
-        scheduler=scheduler, progress=progress,
+        name, X, y, X_val=X_val, y_val=y_val, grid=sweep.grid, fixed=training.settings, folds=sweep.folds,
+        seed=training.seed,
+        metric=sweep.metric, one_standard_error=sweep.one_standard_error, folder=training.folder, n_jobs=training.jobs,
+        scheduler=training.scheduler, progress=progress,
     )  # fmt: skip
 
 

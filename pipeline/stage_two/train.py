@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from ..data.augmentation import Views
 from ..runs.classifier import metadata_of
 from ..runs.run import Run, file_safe, prediction_rows, save_learning_curve, write_run, writing
 from ..runs.scores import SPLITS, score_splits, seconds_of
-from ..stage_one.caches import Features, opened
+from ..stage_one.caches import CacheChoice, Features
 from ..store import FeatureCache, open_caches
 from .calibrate import Calibration, calibrated, held_out_figures
-from .fit import FittedHead, Sweep, fit_head, memory_limit, must_stream, probabilities_of
+from .fit import FittedHead, Sweep, Training, fit_head, memory_limit, must_stream, probabilities_of
 
 STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
 
@@ -64,7 +65,7 @@ def train_head(
         The head's own settings; see `pipeline.heads.make_head`.
     seed : int
     sweep, repeats, max_memory, scheduler
-        See `pipeline.stage_two.fit.fit_head`. A killed sweep goes on where it stopped.
+        See `pipeline.stage_two.fit.Training`. A killed sweep goes on where it stopped.
     calibration : Calibration, optional
         Make probabilities honest, and learn to say "I don't know"; see `pipeline.stage_two.calibrate`.
     name : str, optional
@@ -79,26 +80,21 @@ def train_head(
     CacheError
         If there is no cache for this, or the images changed since.
     """
-    with opened(features, data, backbone, cache_dir, progress, views) as cache:
-        return _train(
-            cache, head, settings or {}, seed, sweep, repeats, calibration, Path(runs_dir), tta, name,
-            max_memory=max_memory, scheduler=scheduler, progress=progress,
-        )  # fmt: skip
+    training = Training(settings or {}, seed, sweep, repeats, tta, max_memory, scheduler)
+    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
+        return _train(cache, head, training, calibration, Path(runs_dir), name, progress)
 
 
 def _train(
-    cache: FeatureCache, head: str, settings: Mapping[str, Any], seed: int, sweep: Sweep | None, repeats: int,
-    calibration: Calibration | None, runs_dir: Path, tta: bool, name: str | None = None, jobs: int = -1,
-    max_memory: int | None = None, scheduler: str | None = None, progress: Progress = silent,
+    cache: FeatureCache, head: str, training: Training, calibration: Calibration | None, runs_dir: Path,
+    name: str | None = None, progress: Progress = silent,
 ) -> Run:  # fmt: skip
-    if calibration and must_stream(cache, max_memory):
+    if calibration and must_stream(cache, training.max_memory):
         raise CacheError(f"{cache.path} does not fit into memory, and calibration takes all training rows at once. "
                          "Leave --calibrate out, or raise --max-memory.")
-    folder = runs_dir.absolute() / ".sweeps" if sweep else None  # worker processes may stand in another folder
-    fitted = fit_head(
-        cache, head, settings, seed, sweep=sweep, repeats=repeats, tta=tta, max_memory=max_memory, folder=folder,
-        jobs=jobs, scheduler=scheduler, progress=progress,
-    )  # fmt: skip
+    if training.sweep:  # worker processes may stand in another folder
+        training = replace(training, folder=runs_dir.absolute() / ".sweeps")
+    fitted = fit_head(cache, head, training, progress)
     if calibration:
         fitted = calibrated(cache, fitted, calibration)
     return save_head_run(cache, fitted, runs_dir, name)
@@ -135,21 +131,19 @@ def train_heads(
     for key in wanted:
         if not any(key in HEADS[name].settings for name in heads):
             raise PipelineError(f"None of the heads has a setting {key!r}.")
-    jobs = [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
-    place = Path(runs_dir)
-    with opened(features, data, backbone, cache_dir, progress, views) as cache:
-        most = memory_limit(max_memory)
-        each = most // effective_n_jobs(-1)
+    common, place = Training({}, seed, sweep, repeats, tta, memory_limit(max_memory), scheduler), Path(runs_dir)
+    jobs = [(name, replace(common, settings={key: wanted[key] for key in wanted if key in HEADS[name].settings}))
+            for name in heads]
+    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
+        each = common.max_memory // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
-            return [_train(cache, name, own, seed, sweep, repeats, calibration, place, tta, max_memory=most,
-                           scheduler=scheduler, progress=progress)
-                    for name, own in jobs]  # fmt: skip
+            return [_train(cache, name, training, calibration, place, progress=progress) for name, training in jobs]
         paths, place = [path.absolute() for path in cache.sources], place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_in_process)(paths, name, own, seed, repeats, calibration, place, tta, each)
-            for name, own in jobs
+            delayed(_train_in_process)(paths, name, replace(training, max_memory=each, jobs=1), calibration, place)
+            for name, training in jobs
         ):
             runs.append(run)
             bar.update(1)
@@ -157,14 +151,12 @@ def train_heads(
 
 
 def _train_in_process(
-    paths: Sequence[Path], name: str, settings: Mapping[str, Any], seed: int, repeats: int,
-    calibration: Calibration | None, runs_dir: Path, tta: bool, max_memory: int,
-) -> Run:  # fmt: skip
+    paths: Sequence[Path], name: str, training: Training, calibration: Calibration | None, runs_dir: Path
+) -> Run:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), open_caches(paths) as cache:
-        return _train(cache, name, settings, seed, None, repeats, calibration, runs_dir, tta, jobs=1,
-                      max_memory=max_memory)
+        return _train(cache, name, training, calibration, runs_dir)
 
 
 def learning_curve(
@@ -200,7 +192,7 @@ def learning_curve(
     from .learning_curve import as_values, fewer_than_asked
     from .learning_curve import learning_curve as curve
 
-    with opened(features, data, backbone, cache_dir, progress, views) as cache:
+    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
         found = as_values(*curve(cache, heads, progress=progress, **options))
         for head in heads:
             own = {key: [one for one in found[key] if one["head"] == head] for key in ("points", "forecasts")}

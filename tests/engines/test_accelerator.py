@@ -16,7 +16,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.data import load_dataset
 from pipeline.data.decoding import decode
 from pipeline.data.jpeg import decode_ordinary, read_header, turned
-from pipeline.engines import Embedder
+from pipeline.engines import Embedder, Running
 from pipeline.engines.engine import Replicas
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.stage_one.computer import Reading
@@ -75,8 +75,8 @@ def rows_of(cache):
 
 def extracted(root, place, **how):
     backbone = resolve("efficientnet_lite0")
-    return rows_of(extract_features(load_dataset(str(root), cache_dir=place), backbone, cache_dir=place, engine="torch",
-                                    device="cpu", **how))
+    running = Running("cpu", "torch", **how)
+    return rows_of(extract_features(load_dataset(str(root), cache_dir=place), backbone, running, cache_dir=place))
 
 
 def test_rows_are_those_of_the_processors_way_and_one_thread_ran_the_network(folder, tmp_path, owned, monkeypatch):

@@ -20,7 +20,7 @@ from pipeline.backbones import Backbone, as_described, description, resolve, res
 from pipeline.backbones.weights import Architecture, Weights
 from pipeline.core.errors import EngineError, PipelineError, UnknownNameError
 from pipeline.data import Transform
-from pipeline.engines import Embedder, TorchEngine, make_engine
+from pipeline.engines import Embedder, Running, TorchEngine, make_engine
 from pipeline.engines import openvino_engine as openvino
 from pipeline.engines.embedding import available_cores
 from pipeline.engines.engine import Replicas
@@ -139,7 +139,7 @@ def test_rows_do_not_depend_on_the_workers(name, workers, cache_dir):
     pixels = pixels_for(backbone)
     images = [Image.fromarray(each) for each in pixels]
     expected = TorchEngine(backbone, "cpu")(np.stack([backbone.transform(image) for image in images]))
-    embedder = Embedder.of(backbone, device="cpu", engine=name, batch_size=2, workers=workers, cache_dir=cache_dir)
+    embedder = Embedder.of(backbone, Running("cpu", name, 2, workers), cache_dir)
     jobs = [range(start, start + 3) for start in (0, 3)] * 3
     plain = [backbone.transform(image)[None] for image in images]
     found = list(embedder.map(lambda job: embedder.embed(job, plain.__getitem__), jobs))
@@ -171,7 +171,7 @@ def test_embedding_leaves_torchs_threads_as_they_were():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        embedder = Embedder.of(resolve("pixels"), device="cpu", engine="torch", workers=available_cores() + 1)
+        embedder = Embedder.of(resolve("pixels"), Running("cpu", "torch", workers=available_cores() + 1))
         inside = list(embedder.map(lambda job: torch.get_num_threads(), range(8)))
         seen = []
         later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))

@@ -15,6 +15,7 @@ from pipeline import FeatureCache
 from pipeline.backbones import resolve
 from pipeline.core.errors import DataError
 from pipeline.data import Dataset, UnreadableImageError, load_dataset
+from pipeline.engines import Running
 from pipeline.engines.embedding import Prefetcher
 from pipeline.stage_one.computer import LocalComputer, Reading
 from pipeline.stage_one.extraction import extract_features
@@ -53,8 +54,8 @@ def slow_reading(monkeypatch) -> dict[int, set[str]]:
 def test_rows_and_failures_are_in_their_places_whoever_computed_them(
     dataset, slow_reading, tmp_path, workers, batch_size
 ):
-    done = extract_features(dataset, resolve("pixels"), cache_dir=tmp_path, engine="torch", device="cpu",
-                            workers=workers, batch_size=batch_size)
+    running = Running("cpu", "torch", batch_size, workers)
+    done = extract_features(dataset, resolve("pixels"), running, cache_dir=tmp_path)
     assert (done.rows, done.computed, done.skipped) == (IMAGES - 1, IMAGES - 1, 1)
     with FeatureCache.open(done.path) as cache:
         rows, names = cache.read_rows(), cache.paths
@@ -78,8 +79,8 @@ def test_what_was_computed_before_an_error_is_committed(dataset, tmp_path, monke
     with monkeypatch.context() as patched:
         patched.setattr(Reading, "__call__", changed)
         with pytest.raises(DataError, match="changed while"):
-            extract_features(dataset, backbone, cache_dir=tmp_path, engine="torch", device="cpu", workers=workers)
-    done = extract_features(dataset, backbone, cache_dir=tmp_path, engine="torch", device="cpu", workers=workers)
+            extract_features(dataset, backbone, Running("cpu", "torch", workers=workers), cache_dir=tmp_path)
+    done = extract_features(dataset, backbone, Running("cpu", "torch", workers=workers), cache_dir=tmp_path)
     assert (done.rows, done.computed) == (IMAGES, IMAGES - 64)
 
 
@@ -98,7 +99,7 @@ def test_an_image_that_is_slow_to_come_holds_up_its_own_worker_alone(dataset, tm
 
     monkeypatch.setattr(Reading, "__call__", slow)
     monkeypatch.setattr(Prefetcher, "_work", lambda self: None)  # nobody takes the slow one before
-    done = extract_features(dataset, resolve("pixels"), cache_dir=tmp_path, engine="torch", device="cpu", workers=2)
+    done = extract_features(dataset, resolve("pixels"), Running("cpu", "torch", workers=2), cache_dir=tmp_path)
     assert done.computed == IMAGES
 
 
@@ -107,7 +108,7 @@ def test_workers_go_on_while_a_block_is_being_committed(dataset, slow_reading, t
     backbone, done, seen = resolve("pixels"), [], []
     with CacheWriter.open(path, backbone.spec) as writer:
         plan = writer.plan(dataset.digests)
-        computer = LocalComputer(backbone, dataset, plan.blocks, workers=2, device="cpu", engine="torch")
+        computer = LocalComputer(backbone, dataset, plan.blocks, Running("cpu", "torch", workers=2))
 
         class Bar:
             def update(self, images: int) -> None:

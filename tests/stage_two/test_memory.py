@@ -18,7 +18,7 @@ from pipeline.core.machine import available_memory
 from pipeline.heads import HEADS
 from pipeline.heads.ridge import RidgeHead
 from pipeline.stage_two import fit as fitting
-from pipeline.stage_two.fit import Sweep, fit_head, must_stream, probabilities_of
+from pipeline.stage_two.fit import Sweep, Training, fit_head, must_stream, probabilities_of
 from pipeline.store import FeatureCache
 
 META = {"dataset": "photos", "root": "images", "backbone": "test", "label": "test", "description": {"name": "test"}}
@@ -37,7 +37,7 @@ def path(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name, entry in HEADS.items() if entry.streams])
 def test_little_memory_gives_the_same_head_from_a_stream(path, name):
     with FeatureCache.open(path) as cache:
-        whole, streamed = (fit_head(cache, name, {}, max_memory=most) for most in (10**9, 10**4))
+        whole, streamed = (fit_head(cache, name, Training(max_memory=most)) for most in (10**9, 10**4))
         assert (whole.streamed, streamed.streamed) == (False, True)
         rows = cache.indices("val")
         found = [probabilities_of(cache, fitted.head, rows) for fitted in (whole, streamed)]
@@ -48,7 +48,7 @@ def test_little_memory_gives_the_same_head_from_a_stream(path, name):
 def test_rows_are_scored_a_few_at_a_time(path, monkeypatch):
     monkeypatch.setattr(fitting, "CHUNK", 7)
     with FeatureCache.open(path) as cache:
-        head = fit_head(cache, "lda", {}).head
+        head = fit_head(cache, "lda").head
         rows = cache.indices("train")
         expected = head.predict_proba(cache.read_rows(rows))
         most = []
@@ -60,7 +60,7 @@ def test_rows_are_scored_a_few_at_a_time(path, monkeypatch):
 
 def test_a_head_that_needs_all_rows_names_those_that_do_not(path):
     with FeatureCache.open(path) as cache, pytest.raises(CacheError, match=r"knn needs all rows.*linear.*gaussian-nb"):
-        fit_head(cache, "knn", {}, max_memory=10**4)
+        fit_head(cache, "knn", Training(max_memory=10**4))
 
 
 def test_repeats_of_a_streamed_head_in_which_nothing_is_random_train_it_once_and_say_so(path, monkeypatch):
@@ -69,7 +69,7 @@ def test_repeats_of_a_streamed_head_in_which_nothing_is_random_train_it_once_and
     monkeypatch.setattr(RidgeHead, "fit", lambda self, *words: (fits.append(1), fit(self, *words))[1])
     with FeatureCache.open(path) as cache:
         begin = time.perf_counter()
-        found = fit_head(cache, "ridge", {}, repeats=50, max_memory=10**4)
+        found = fit_head(cache, "ridge", Training(repeats=50, max_memory=10**4))
         taken = time.perf_counter() - begin
     assert found.streamed and len(fits) == 1 and not found.repeats
     assert "nothing in it is random" in found.notes[0]
@@ -78,16 +78,16 @@ def test_repeats_of_a_streamed_head_in_which_nothing_is_random_train_it_once_and
 
 def test_a_sweep_of_streamed_rows_is_refused(path):
     with FeatureCache.open(path) as cache, pytest.raises(CacheError, match="a sweep reads it too often"):
-        fit_head(cache, "ridge", {}, sweep=Sweep(), max_memory=10**4)
+        fit_head(cache, "ridge", Training(sweep=Sweep(), max_memory=10**4))
 
 
 def test_rows_too_wide_for_their_matrices_are_refused(path):
     with FeatureCache.open(path) as cache:
         with pytest.raises(CacheError, match="matrices of 4 x 4"):
-            fit_head(cache, "ridge", {}, max_memory=100)
+            fit_head(cache, "ridge", Training(max_memory=100))
         with pytest.raises(CacheError, match="matrices of 4 x 4"):
-            fit_head(cache, "lda", {}, max_memory=100)
-        assert fit_head(cache, "gaussian-nb", {}, max_memory=100).streamed
+            fit_head(cache, "lda", Training(max_memory=100))
+        assert fit_head(cache, "gaussian-nb", Training(max_memory=100)).streamed
 
 
 def test_what_is_available_decides_where_nothing_is_said(path):
