@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,11 +23,13 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+from turns import in_turn, medians
 
 from pipeline.backbones import resolve
 from pipeline.core.cluster import connected
 from pipeline.core.progress import SilentBar
 from pipeline.data import Dataset, load_dataset
+from pipeline.engines import Running
 from pipeline.stage_one.computer import ClusterComputer, LocalComputer
 from pipeline.store import CacheWriter, cache_path
 
@@ -86,20 +87,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         dataset = load_dataset(options.folder, cache_dir=folder)
-        running = {"device": "auto", "engine": "auto", "batch_size": None}
         for workers in map(int, options.workers.split(",")):
-            local = partial(LocalComputer, backbone, workers=workers, cache_dir=folder, **running)
+            local = partial(LocalComputer, backbone, running=Running(workers=workers), cache_dir=folder)
             with cluster(folder, workers) as (address, processes), connected(address) as reached:
-                remote = partial(ClusterComputer, reached, backbone, **running)
-                ways = {f"local {workers}": (local, []), f"cluster {workers}": (remote, processes)}
-                for turn in range(-1, options.repeat):  # the first one warms up
-                    for name, (make, others) in ways.items():
-                        seconds = run(dataset, backbone, make, folder, others)
-                        if turn >= 0:
-                            found.setdefault(name, []).append(seconds)
+                remote = partial(ClusterComputer, reached, backbone, running=Running())
+                ways = {f"local {workers}": partial(run, dataset, backbone, local, folder, []),
+                        f"cluster {workers}": partial(run, dataset, backbone, remote, folder, processes)}
+                found |= in_turn(ways, options.repeat, warm_up=1)
     print(f"{len(dataset)} images, medians of {options.repeat}; load average {os.getloadavg()[0]:.1f}")
     for name, times in found.items():
-        wall, processor = (statistics.median(each) for each in zip(*times, strict=True))
+        wall, processor = medians(times)
         print(f"{name:10} {len(dataset) / wall:8.1f} images/s {processor:8.2f} s CPU")
 
 

@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ import peers
 import stages
 import torch
 from PIL import Image
+from turns import in_turn
 
 from pipeline.backbones import Backbone, resolve
 from pipeline.core.errors import EngineError, PipelineError
@@ -122,19 +124,14 @@ def enlarged(folder: Path, scratch: Path, megapixels: float, count: int = 24) ->
 
 def turns(names: list[str], given: argparse.Namespace, folder: Path) -> tuple[dict[str, list[float]], dict[str, Rows]]:
     """Let each way run in turn; one that fails is told and left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
     rows: dict[str, Rows] = {}
-    for _ in range(given.repeat):
-        for name in list(seconds):
-            try:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                    taken, rows[name] = process.submit(measured, name, given, folder).result()
-            except Exception as error:  # other people's packages and downloads fail in any way
-                print(f"skipped {name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-                del seconds[name]
-                continue
-            seconds[name].append(taken)
-    return seconds, rows
+
+    def run(name: str) -> float:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            taken, rows[name] = process.submit(measured, name, given, folder).result()
+        return taken
+
+    return in_turn({name: partial(run, name) for name in names}, given.repeat, skip_failing=True), rows
 
 
 def measured(name: str, given: argparse.Namespace, folder: Path) -> tuple[float, Rows]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+
+from turns import in_turn, medians
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all: spinning threads are useless on a busy machine
 
@@ -166,18 +168,20 @@ def main() -> None:
     for precision in ("float32", "bfloat16"):
         loops[f"ours, {precision}"] = ours(dataset, options.batch_size, precision, device)
     print(f"{int(kept.sum())} images an epoch, batches of {options.batch_size}, {torch.get_num_threads()} threads")
-    for epoch in range(1, options.epochs + 1):
-        for name, loop in loops.items():
-            print(f"epoch {epoch}  {name:15} {told(loop.run())}", flush=True)
+    in_turn({name: partial(tell, name, loop) for name, loop in loops.items()}, options.epochs)
     # the first epoch warms up, and decodes images that later ones find in memory
-    medians = {name: [statistics.median(column) for column in zip(*loop.rows[1:] or loop.rows, strict=True)]
-               for name, loop in loops.items()}
-    first = medians["tutorial"]
-    for name, row in medians.items():
+    usual = {name: medians(loop.rows[1:] or loop.rows) for name, loop in loops.items()}
+    first = usual["tutorial"]
+    for name, row in usual.items():
         right, seen = correct(loops[name], dataset, device)
         low, high = wilson_interval(right, seen)
         print(f"median   {name:15} {told(row)}   {first[0] / row[0]:5.2f}x   {first[1] / row[1]:5.2f}x CPU   "
               f"val {right / seen:.3f} ({low:.3f}-{high:.3f})")
+
+
+def tell(name: str, loop: Loop) -> None:
+    """Train an epoch and print its figures."""
+    print(f"epoch {len(loop.rows) + 1}  {name:15} {told(loop.run())}", flush=True)
 
 
 def told(row: tuple[float, ...] | list[float]) -> str:

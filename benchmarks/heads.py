@@ -27,7 +27,10 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
+
+from turns import in_turn, medians
 
 TUTORIAL = """
 import json, sys, time
@@ -106,7 +109,7 @@ def against_the_tutorial(data: str, epochs: int, repeat: int, heads: list[str]) 
     print(f"tutorial's frozen training, 25 epochs ({how}): {usual:.1f} s, val accuracy {theirs[0][1]:.4f}")
     print("| | seconds | times faster | its fit alone, s | times faster | val accuracy |\n" + "| --- " * 6 + "|")
     for name, rows in ours.items():
-        whole, fit = (statistics.median(row[column] for row in rows) for column in (0, 1))
+        whole, fit, _ = medians(rows)
         print(f"| {name} | {whole:.2f} | {usual / whole:.0f} | {fit:.3f} | {usual / fit:.0f} | {rows[0][2]:.4f} |")
 
 
@@ -198,23 +201,24 @@ def apart(X, y, folds, Cs, theirs, ours_lost) -> tuple[dict[float, float], dict[
                   in zip(Cs, ours_lost, left_out, alike, strict=True) if done and ours is not None}
 
 
+def seconds_of(*words: str) -> tuple[float, float]:
+    """Run a command, and return its seconds and CPU seconds."""
+    before = os.times()
+    seconds, _ = run(*words)
+    after = os.times()
+    return seconds, after.children_user + after.children_system - before.children_user - before.children_system
+
+
 def against_importing_torch(path: str, repeat: int, heads: list[str]) -> None:
     """Print whole commands on cached rows beside the import, medians; CPU seconds tell more on a busy machine."""
-    found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as runs:
         commands = {"import torch": ["-c", "import torch"]} | {
             head: ["-m", "pipeline", "train-head", "--features", path, "--head", head, "--runs-dir", runs, "--json"]
             for head in heads}
-        for _ in range(repeat):
-            for name, words in commands.items():
-                before = os.times()
-                seconds, _ = run(*words)
-                after = os.times()
-                cpu = after.children_user + after.children_system - before.children_user - before.children_system
-                found.setdefault(name, []).append((seconds, cpu))
+        found = in_turn({name: partial(seconds_of, *words) for name, words in commands.items()}, repeat)
     print("| | seconds | CPU seconds |\n| --- | --- | --- |")
     for name, pairs in found.items():
-        whole, cpu = (statistics.median(pair[column] for pair in pairs) for column in (0, 1))
+        whole, cpu = medians(pairs)
         print(f"| {name} | {whole:.2f} | {cpu:.2f} |")
 
 

@@ -16,10 +16,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+from turns import in_turn
 
 from pipeline.store import CacheWriter, FeatureCache, Spec, cache_path
 
@@ -72,10 +74,7 @@ def compare(path: Path, repeat: int) -> None:
     }
     features = plain(path)
     ways["one SHA-256 pass over it"] = lambda: hashlib.sha256(features.data).digest()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeat):  # interleaved, so that a noisy moment does not hit one way alone
-        for name, way in ways.items():
-            seconds[name].append(timed(way))
+    seconds = in_turn({name: partial(timed, way) for name, way in ways.items()}, repeat)
     for name, taken in seconds.items():
         print(f"{name:52s} {statistics.median(taken):8.4f} s   (best {min(taken):.4f})")
     bound = statistics.median(seconds["plain h5py read"]) + statistics.median(seconds["one SHA-256 pass over it"])
