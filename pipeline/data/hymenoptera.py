@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..core.errors import DataError
 from ..core.progress import Progress, silent
-from .download import MANIFEST, ensure, fetch, unpack, was_made
+from .download import fetch, unpack
 from .folders import list_folder
+from .generated import MANIFEST, ensure, was_made
 from .listing import Samples
 
 URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"

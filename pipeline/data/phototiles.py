@@ -15,9 +15,9 @@ from PIL import Image
 from ..core.errors import DataError
 from ..core.progress import Progress, silent
 from .decoding import decode, read_bytes
-from .download import ensure
 from .files import UnreadableImageError
 from .folders import list_folder
+from .generated import ensure
 from .listing import Samples
 
 SIDE = 64  # of a tile, in pixels

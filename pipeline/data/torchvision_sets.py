@@ -14,8 +14,8 @@ import numpy as np
 
 from ..core.errors import DataError, UnknownNameError
 from ..core.progress import Progress, silent
-from .download import ensure, is_whole
 from .folders import list_folder
+from .generated import ensure, is_whole
 from .hymenoptera import OWN_DATA
 from .listing import UNDECIDED, Samples, safe_name
 

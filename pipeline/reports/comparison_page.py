@@ -23,7 +23,7 @@ def write_comparison(compared: Sequence[Mapping[str, Any]], out: Path, *, runs_d
     Parameters
     ----------
     compared : sequence of mappings
-        As `pipeline.runs.compare.compare` returns them.
+        As `pipeline.compare` returns them.
     out : Path
         The file.
     runs_dir : Path

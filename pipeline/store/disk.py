@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ..core.errors import BusyError, CacheError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -194,6 +192,8 @@ def hold(lock: Path, what: str, disk: Disk = DISK) -> Iterator[None]:
     BusyError
         At once, if another process (or another holder in this one) has it.
     """
+    from filelock import FileLock, Timeout  # only where a lock is taken: `--help` needs none
+
     disk.make_folder(lock.parent)
     # thread_local=False: the thread that finishes need not be the one that began
     held = FileLock(lock, timeout=0, thread_local=False)

@@ -244,7 +244,7 @@ def test_finding_a_bundled_backbone_imports_no_torch():
 
 
 def test_running_the_default_backbone_imports_neither_torchvision_nor_timm():
-    code = ("import sys, numpy; from pipeline.backbones import TorchEngine, resolve;"
+    code = ("import sys, numpy; from pipeline.backbones import resolve; from pipeline.engines import TorchEngine;"
             "TorchEngine(resolve(), 'cpu')(numpy.zeros((1, 224, 224, 3), 'uint8'));"
             "sys.exit(any(name in sys.modules for name in ('torchvision', 'timm')))")
     subprocess.run([sys.executable, "-c", code], check=True)

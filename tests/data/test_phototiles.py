@@ -13,7 +13,7 @@ from images import names_in, write_image
 from pipeline.core.errors import DataError
 from pipeline.data import DATASETS, decode, load_dataset
 from pipeline.data import phototiles as tiles
-from pipeline.data.download import ensure
+from pipeline.data.generated import ensure
 
 
 @pytest.fixture(scope="module")

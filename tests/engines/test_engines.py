@@ -245,7 +245,8 @@ def test_a_later_process_needs_no_torch_and_gives_the_same_bits(cache_dir, tmp_p
     loaded = after(f"""
 import numpy as np
 from pathlib import Path
-from pipeline.backbones import make_engine, resolve
+from pipeline.backbones import resolve
+from pipeline.engines import make_engine
 engine = make_engine(resolve(), "auto" if {not torch.accelerator.is_available()} else "cpu",
                      cache_dir=Path({str(cache_dir)!r}))
 np.save({str(tmp_path / "rows.npy")!r}, engine(np.load({str(tmp_path / "pixels.npy")!r})))
@@ -325,17 +326,17 @@ def test_a_kept_network_that_was_damaged_is_made_anew(tmp_path):
     for damaged in (b"", sound[:-1], sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :], sound + b"x",
                     b"{}\n" + sound, b"[1]\n", sound.replace(b'"graph_bytes": ', b'"graph_bytes": 1')):
         path.write_bytes(damaged)
-        assert openvino.kept.read(path, backbone.spec) is None
+        assert openvino.network_cache.read(path, backbone.spec) is None
         assert (make_engine(backbone, "cpu", cache_dir=tmp_path)(pixels) == expected).all()
-        assert openvino.kept.read(path, backbone.spec) is not None
-    assert openvino.kept.read(path, resolve("pixels", precision="bfloat16").spec) is None
+        assert openvino.network_cache.read(path, backbone.spec) is not None
+    assert openvino.network_cache.read(path, resolve("pixels", precision="bfloat16").spec) is None
 
 
 @needs_openvino
 def test_a_network_of_other_libraries_is_replaced(tmp_path, monkeypatch):
     backbone = resolve("pixels")
     make_engine(backbone, "cpu", cache_dir=tmp_path)
-    monkeypatch.setattr(openvino.kept, "installed", lambda library: "another")
+    monkeypatch.setattr(openvino.network_cache, "installed", lambda library: "another")
     make_engine(backbone, "cpu", cache_dir=tmp_path)
     assert list((tmp_path / "engines").iterdir()) == [openvino.place(tmp_path, backbone)]
 
