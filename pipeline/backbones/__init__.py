@@ -12,6 +12,7 @@ from .backbone import (
     POOLED,
     PRECISIONS,
     Backbone,
+    JoinedBackbone,
     as_asked,
     as_described,
     description,
@@ -19,7 +20,6 @@ from .backbone import (
     listings,
     resolve,
 )
-from .joined_backbone import JoinedBackbone
 from .name_cache import resolve_again
 
 __all__ = [

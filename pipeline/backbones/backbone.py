@@ -18,7 +18,7 @@ from ..data.device_resize import Decoded, Encoded, resizing_of
 from ..data.files import DEFAULT_LIMITS, Limits
 from ..data.jpeg import read_header, turns
 from ..data.transforms import Transform
-from ..store import Spec
+from ..store.spec import Spec, joined_spec
 from . import bundled, timm_models, torchvision_models
 from .quantisation import quantisation
 from .weights import Architecture, Listing, Weights, load_into, read_state
@@ -356,3 +356,25 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
                             found.spec.differences(spec))
         raise WeightsError(f"{found.name} is not the backbone that {str(folder)!r} was trained with ({changed}).")
     return found
+
+
+@dataclass(frozen=True)
+class JoinedBackbone:
+    """Backbones whose features stand side by side in this order.
+
+    Attributes
+    ----------
+    parts : tuple of Backbone
+    """
+
+    parts: tuple[Backbone, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of all of them."""
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def spec(self) -> Spec:
+        """Everything that can change a row of the features of all of them."""
+        return joined_spec([part.spec for part in self.parts])

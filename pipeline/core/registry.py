@@ -1,8 +1,10 @@
-"""Registries: one place for every thing that has a name on the command line."""
+"""Registries: one place for every thing that has a name on the command line; and names that are imported late."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
 
 from .errors import UnknownNameError
 
@@ -27,3 +29,22 @@ class Registry(dict[str, T]):
 
     def __missing__(self, name: str) -> T:
         raise UnknownNameError(self.kind, name, self)
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` (PEP 562).
+
+    Parameters
+    ----------
+    package : str
+        Its ``__name__``.
+    homes : mapping
+        From each name to the module below the package that defines it.
+    """
+
+    def attribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return attribute

@@ -126,7 +126,7 @@ def make_engine(
         if engine == "openvino" or (engine == "auto" and expected):
             return openvino_engine.OpenVINOEngine(backbone, workers, cache_dir, size)
         if engine == "compile":
-            from .compiled_engine import CompiledEngine
+            from .torch_engine import CompiledEngine
 
             return CompiledEngine(backbone, device, size)
     except EngineError as error:

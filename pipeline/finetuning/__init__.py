@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.lazy import lazy_names
-from .settings import FinetuneSettings
-from .strategies import STRATEGIES, Strategy
+from ..core.registry import lazy_names
+from .settings import STRATEGIES, FinetuneSettings, Strategy
 
 if TYPE_CHECKING:
     from .result import Finetuned, Scores

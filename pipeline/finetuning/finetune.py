@@ -72,8 +72,7 @@ def finetune(
     PipelineError
         For whatever the user can mend.
     """
-    from .settings import FinetuneSettings
-    from .strategies import STRATEGIES
+    from .settings import STRATEGIES, FinetuneSettings
     from .training import train
 
     settings = settings or FinetuneSettings()

@@ -21,8 +21,7 @@ from ..backbones.layers import FeatureNetwork
 from ..backbones.torchvision_models import shapes_only
 from ..core.errors import PipelineError
 from .network import PREFIX, Classifier
-from .settings import FinetuneSettings
-from .strategies import STRATEGIES
+from .settings import STRATEGIES, FinetuneSettings
 
 BYTES = 4  # of a float32
 ROOT = PREFIX.removesuffix(".")

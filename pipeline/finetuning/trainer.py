@@ -18,8 +18,7 @@ from .distributed import World
 from .network import Classifier, autocast
 from .optimisation import Stepper, class_weights, make_optimizer, rate_factor, set_rates, update_average
 from .result import labelled
-from .settings import FinetuneSettings
-from .strategies import STRATEGIES
+from .settings import STRATEGIES, FinetuneSettings
 
 Tensors = dict[str, torch.Tensor]
 VALIDATION_BATCH = {"cpu": 8}  # on a CPU the temporaries of larger batches cost page faults at every layer

@@ -27,8 +27,7 @@ from .checkpoints import Checkpoints, record_of, restore, tensors_of
 from .distributed import World, deferred, world
 from .network import Classifier, choose_precision, feature_length, find_blocks
 from .result import Finetuned, score, solve_probe, with_weights
-from .settings import FREE_TO_CHANGE, FinetuneSettings
-from .strategies import STRATEGIES
+from .settings import FREE_TO_CHANGE, STRATEGIES, FinetuneSettings
 from .trainer import Tensors, Trainer
 
 DEFAULTS = FinetuneSettings()

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .lbfgs import Minimum, Pair, minimizing
 from .rows import map_rows, sum_rows
 from .scaling import Scaler, fit_scaler
-from .solver import ROUNDING, LinearProblem, Loss, penalty_factor
+from .solver import ROUNDING, LinearProblem, Loss, Minimum, Pair, minimizing, penalty_factor
 
 # squared preconditioned gradient, relative to the objective and to what it gained over zero: on 10,000 rows log loss
 # is then known to 0.4 %; of few rows, which are computed in float64, each decides more, and precision costs little

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.lazy import lazy_names
+from ..core.registry import lazy_names
 
 if TYPE_CHECKING:
     from .train import train_head, train_heads

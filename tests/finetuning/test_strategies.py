@@ -14,7 +14,7 @@ from pipeline.core.errors import PipelineError, UnknownNameError
 from pipeline.finetuning import STRATEGIES, FinetuneSettings
 from pipeline.finetuning.network import find_blocks
 from pipeline.finetuning.optimisation import rate_factor
-from pipeline.finetuning.strategies import first_trained
+from pipeline.finetuning.settings import first_trained
 
 BLOCKS = ["stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]
 

@@ -20,9 +20,8 @@ from pipeline.core.errors import HeadError
 from pipeline.core.registry import Registry
 from pipeline.evaluation.metrics import evaluate
 from pipeline.heads import HEADS, make_head, sweep_head
-from pipeline.heads.lbfgs import minimize
 from pipeline.heads.penalty_path import walk
-from pipeline.heads.solver import CROSS_ENTROPY, SQUARED_HINGE, LinearProblem
+from pipeline.heads.solver import CROSS_ENTROPY, SQUARED_HINGE, LinearProblem, minimize
 from pipeline.heads.sweep import METRICS, UNREACHED, chosen, combinations, in_reach
 
 
