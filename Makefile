@@ -57,7 +57,7 @@ report: install  ## runs/<name>/report.html about RUN=name (default: the latest 
 audit: install  ## duplicates, leaks and wrong labels in the cached features (DATA=, BACKBONE=, ARGS=)
 	$(PIPELINE) audit $(DATA_FLAGS) $(ARGS)
 
-predict: install  ## classify IMAGES=file or folder with RUN=name (default: the latest run)
+predict: install  ## classify IMAGES=file or folder with RUN=name (default: the best run of the newest data set)
 	$(PIPELINE) predict $(if $(RUN),--run '$(RUN)') $(ARGS) $(IMAGES)
 
 recipe: install  ## run a published system: NAME=A2 (`.venv/bin/pipeline recipe list`; DATA=, BACKBONE=, ARGS=)

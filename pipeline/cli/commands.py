@@ -25,13 +25,12 @@ from .printing import (
     print_estimate,
     print_json,
     print_notes,
-    print_runs,
     print_table,
-    print_verdicts,
     progress_bars,
     readable_age,
     readable_size,
 )
+from .results import print_runs, print_verdicts
 
 
 def extract(options: argparse.Namespace) -> None:
@@ -88,6 +87,7 @@ def train_head(options: argparse.Namespace) -> None:
         "features": options.features, "views": views_of(options), "tta": options.tta, "seed": options.seed,
         "settings": settings, "sweep": sweep, "repeats": options.repeats,
         "calibration": _calibration(options), "max_memory": options.max_memory, "scheduler": scheduler,
+        "overwrite": options.overwrite,
         "cache_dir": options.cache_dir, "runs_dir": options.runs_dir, "progress": progress_bars(),
     }  # fmt: skip
     names = _heads(options)
@@ -101,6 +101,7 @@ def train_head(options: argparse.Namespace) -> None:
     if any(run.metrics.get("streamed") for run in runs):
         print_notes(["Features were streamed from the file, which is slower; --max-memory says what may be in memory."])
     print_runs(ranked([run.metrics for run in runs]), options)
+    print_notes(run.remark for run in runs if run.remark)
     print_notes(dict.fromkeys(note for run in runs for note in run.metrics.get("notes", ())))
     for run in () if options.json else runs:
         if run.metrics.get("choice"):
@@ -150,12 +151,14 @@ def finetune(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
     run = finetune(
         options.data, backbone_of(options, precision="float32"), FinetuneSettings(**given), name=options.name,
-        resume=options.resume, val_fraction=options.val_fraction, limits=_limits(options), cache_dir=options.cache_dir,
-        runs_dir=options.runs_dir, progress=progress_bars(), log=lambda line: print(line, file=sys.stderr),
+        overwrite=options.overwrite, resume=options.resume, val_fraction=options.val_fraction, limits=_limits(options),
+        cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
+        log=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if run is None:  # another process of several tells
         return
     print_runs(ranked([run.metrics]), options)
+    print_notes([run.remark] if run.remark else [])
     print_notes(run.metrics.get("notes", ()))
     if not options.json:
         print(f"saved {run.path}")
@@ -176,12 +179,19 @@ def compare(options: argparse.Namespace) -> None:
 def predict(options: argparse.Namespace) -> None:
     from ..data import list_images
     from ..runs.classifier import ImageClassifier
-    from ..runs.run import Run, latest_run
+    from ..runs.run import Run
+    from ..runs.scores import best_run, ranked
 
     table = table_of(options)
-    run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
-    if not options.run:
-        print_notes([f"Using the latest run, {run.name}; choose another with --run."])
+    if options.run:
+        run = Run.open(options.run, options.runs_dir)
+    else:
+        run, others = best_run(options.runs_dir)
+        (scored,) = ranked([run.metrics])
+        figures = scored["splits"][scored["split"]]
+        which = f"the best of {others} runs" if others > 1 else "the only run"
+        print_notes([f"Using {run.name}, {which} on {scored['dataset']} (accuracy {figures['accuracy']:.4f} on "
+                     f"{figures['n']} {scored['split']} images); choose another with --run."])
     if run.metrics.get("tta") and not options.tta:
         print_notes([f"{run.name} was scored with probabilities averaged over views; --tta averages them here too."])
     paths = [path for given in options.images for path in list_images(given)]

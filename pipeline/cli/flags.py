@@ -196,9 +196,12 @@ def scheduler_of(options: argparse.Namespace) -> str | None:
 
 def add_run(parser: Parser) -> None:
     """Where the result goes, and the seed."""
-    parser.add_argument("--name", help="of the run (default: from data set, backbone and head or strategy)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="of the run (default: from data set, backbone and head or strategy; a number "
+                                       "behind it where there is one with other settings)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of that name, whatever its settings")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="where runs are written (default: runs)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
 
 
 def add_sweep(parser: Parser) -> None:

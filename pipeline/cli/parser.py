@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..store.paths import PART_ROWS
-from . import commands, inspection
+from . import commands, inspection, results
 from .flags import (
     Parser,
     add_backbone,
@@ -85,7 +85,7 @@ def command_parser() -> tuple[Parser, Any]:
 
     predict = add_command(verbs, "predict", commands.predict, "classify images with a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|ARCHIVE")
-    predict.add_argument("--run", help="name or folder of a run (default: the latest)")
+    predict.add_argument("--run", help="name or folder of a run (default: the best of the newest data set)")
     predict.add_argument("--runs-dir", type=Path, default=Path("runs"))
     predict.add_argument("--csv", type=Path, metavar="FILE",
                          help="write all probabilities to a CSV file; goes on where it was interrupted")
@@ -103,6 +103,7 @@ def command_parser() -> tuple[Parser, Any]:
     add_command(verbs, "backbones", commands.backbones, "list the backbones")
     _add_cache_commands(verbs)
     inspection.add_commands(verbs)
+    results.add_commands(verbs)
     return parser, verbs
 
 

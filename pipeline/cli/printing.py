@@ -31,27 +31,6 @@ def print_notes(lines: Iterable[str]) -> None:
         print(f"note: {line}", file=sys.stderr)
 
 
-def print_runs(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    if options.json:
-        print_json({"runs": runs})
-        return
-    rows = []
-    for run in runs:
-        scores, seconds = run["splits"][run["split"]], run["seconds"]
-        low, high = scores["accuracy_ci95"]
-        rows.append((
-            run["dataset"], run["features"], run.get("head") or run["strategy"], f"{scores['accuracy']:.4f}",
-            f"{low:.3f}-{high:.3f}", f"{scores['balanced_accuracy']:.4f}", f"{scores['log_loss']:.4f}",
-            f"{run['split']} {scores['n']}", run["selection"], f"{run['trainable_parameters']:,}",
-            f"{seconds['extract']:.1f}", f"{seconds['train']:.2f}",
-        ))  # fmt: skip
-    print_table(
-        ("data set", "features", "head/strategy", "accuracy", "95 % interval", "balanced", "log loss", "on",
-         "chosen by", "trainable", "extract s", "train s"),
-        rows,
-    )
-
-
 def print_calibration(run: dict[str, Any]) -> None:
     """Say what calibrating did to images that took no part in it."""
     if not (found := run.get("calibration")):
@@ -64,14 +43,6 @@ def print_calibration(run: dict[str, Any]) -> None:
                             (("log_loss", "log loss"), ("brier", "Brier score"), ("ece", "calibration error")))
         print(f"  {split}: {changes}; sets of {figures['set_size']:.2f} labels hold {100 * figures['set_coverage']:.1f}"
               f" % of the truth ({100 * found['coverage']:g} % wanted); {100 * figures['unfamiliar']:.1f} % unfamiliar")
-
-
-def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Say below the table which differences are more than chance."""
-    found = [run[field]["sentence"] for field in ("versus_best", "versus_baseline") for run in runs if run.get(field)]
-    for sentence in () if options.json else dict.fromkeys(found):
-        print(f"\n{printable(sentence)}", end="")
-    print("" if options.json or not found else "\n", end="")
 
 
 def print_estimate(found: Any, options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, load_dataset
 from ..data.files import DEFAULT_LIMITS
 from ..runs.classifier import ImageClassifier, linear_head
-from ..runs.run import Run, file_safe, prediction_rows, write_run, writing
+from ..runs.run import Place, Run, file_safe, place_for, prediction_rows, write_run, writing
 from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import backbone_of
 from ..stage_one.extraction import extract
@@ -36,6 +36,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     name: str | None = None,
+    overwrite: bool = False,
     resume: bool = False,
     val_fraction: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -54,7 +55,10 @@ def finetune(
     settings : FinetuneSettings, optional
         Strategy, epochs, optimiser and so on; by default the tutorial's.
     name : str, optional
-        Of the run; by default from data set, backbone and strategy.
+        Of the run; by default from data set, backbone and strategy. Where there is one of that name and other settings,
+        a number is put behind it.
+    overwrite : bool
+        Replace that one instead.
     resume : bool
         Go on from the run's last checkpoint.
     log : callable
@@ -78,7 +82,11 @@ def finetune(
     settings = settings or FinetuneSettings()
     network = backbone_of(backbone).plain
     dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress)
-    path = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
+    asked = {"data": str(dataset.root), "val_fraction": val_fraction, "features": network.spec.sha256,
+             "finetune": settings.deciding}
+    usual = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
+    place = place_for(usual, asked, overwrite)
+    path = place.path
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
     with writing(path) if first else nullcontext():
         probe, extract_seconds = None, 0.0
@@ -90,7 +98,7 @@ def finetune(
         if result is None:
             return None
         origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
-        return save_finetuned(result, dataset, settings, path, origin, extract_seconds, network.label)
+        return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked)
 
 
 def _probe(
@@ -107,8 +115,8 @@ def _probe(
 
 
 def save_finetuned(
-    result: Finetuned, dataset: Dataset, settings: FinetuneSettings, path: Path, origin: Mapping[str, Any],
-    extract_seconds: float, label: str,
+    result: Finetuned, dataset: Dataset, settings: FinetuneSettings, place: Place, origin: Mapping[str, Any],
+    extract_seconds: float, label: str, asked: Mapping[str, Any],
 ) -> Run:  # fmt: skip
     from safetensors.torch import save_file
 
@@ -117,7 +125,7 @@ def save_finetuned(
     scores = np.concatenate([scores.probabilities for _, scores in scored])
     labels, splits = dataset.labels[indices], dataset.splits[indices]
     metrics = {
-        "name": path.name,
+        "name": place.path.name,
         "kind": "finetune",
         "dataset": dataset.name,
         "backbone": result.backbone.name,
@@ -129,6 +137,8 @@ def save_finetuned(
         "trainable_parameters": result.trainable_parameters,
         "selection": result.selection,
         "best_epoch": result.best_epoch,
+        "asked": asked,
+        "told": settings.told,
         **({"mix": result.mix} if result.mix is not None else {}),
         **({"notes": [PROBE_WON]} if _probe_won(result) else {}),
         "skipped": len(result.failures),
@@ -140,13 +150,14 @@ def save_finetuned(
         (folder / "history.json").write_text(json.dumps(result.history, indent=2) + "\n")
 
     return write_run(
-        path,
+        place.path,
         metrics=metrics,
         config={"dataset": origin, "backbone": description(result.backbone), "finetune": settings.to_dict(),
                 "skipped": result.failures},
         predictions=prediction_rows([dataset.paths[index] for index in indices], splits, labels, scores,
                                     dataset.classes),
         save_weights=save,
+        remark=place.remark,
     )
 
 

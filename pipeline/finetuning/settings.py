@@ -258,6 +258,18 @@ class FinetuneSettings:
         """Return every setting as a JSON value."""
         return asdict(self)
 
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what is learned."""
+        return {name: value for name, value in self.to_dict().items() if name not in FREE_TO_CHANGE}
+
+    @property
+    def told(self) -> str:
+        """Those of them that are not the defaults, in a few words."""
+        usual = {field.name: field.default for field in fields(self)}
+        return ", ".join(f"{name}={value}" for name, value in self.deciding.items()
+                         if name != "strategy" and value != usual[name])  # fmt: skip
+
 
 def _in_range(name: str, value: float, whole: bool) -> None:
     low, high = LIMITS.get(name, (0, inf))

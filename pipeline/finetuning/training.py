@@ -27,7 +27,7 @@ from .checkpoints import Checkpoints, record_of, restore, tensors_of
 from .distributed import World, deferred, world
 from .network import Classifier, choose_precision, feature_length, find_blocks
 from .result import Finetuned, score, solve_probe, with_weights
-from .settings import FREE_TO_CHANGE, STRATEGIES, FinetuneSettings
+from .settings import STRATEGIES, FinetuneSettings
 from .trainer import Tensors, Trainer
 
 DEFAULTS = FinetuneSettings()
@@ -169,8 +169,8 @@ def training_plan(dataset: Dataset, backbone: Backbone, settings: FinetuneSettin
     content = hashlib.sha256(dataset.digests.tobytes())
     content.update(dataset.labels.tobytes())
     content.update(json.dumps(dataset.splits.tolist()).encode())
-    chosen = {name: value for name, value in settings.to_dict().items() if name not in FREE_TO_CHANGE}
-    return {**chosen, "images": content.hexdigest(), "classes": list(dataset.classes), "backbone": backbone.spec.sha256}
+    return {**settings.deciding, "images": content.hexdigest(), "classes": list(dataset.classes),
+            "backbone": backbone.spec.sha256}
 
 
 def _continue(trainer: Trainer, checkpoints: Checkpoints, plan: dict[str, Any], log: Callable[[str], object]) -> None:

@@ -7,6 +7,7 @@ everything is written to a folder beside it, which then takes the place of an ol
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from ..store.disk import hold
 
 FORMAT = 1
 CURVES = "learning-curves"  # folder beside the runs: they belong to features, not to one run
+SPLITS = ("train", "val", "test")
 COLUMNS = ("filename", "split", "label", "prediction", "prob")
 
 
@@ -40,10 +42,13 @@ class Run:
         Its folder.
     metrics : dict
         `metrics.json`.
+    remark : str
+        What became of an earlier run of that name, where this one has just been written; empty otherwise.
     """
 
     path: Path
     metrics: dict[str, Any]
+    remark: str = ""
 
     @classmethod
     def open(cls, run: str | Path, runs_dir: Path = Path("runs")) -> Run:
@@ -108,6 +113,20 @@ def list_runs(runs_dir: Path) -> list[Run]:
     return [run for run in runs if "splits" in run.metrics]
 
 
+def remove_run(run: Run) -> None:
+    """Remove a run's folder; no other process may be writing it.
+
+    Raises
+    ------
+    BusyError, RunError
+        If one is, or the folder cannot be removed.
+    """
+    with writing(run.path):
+        aside = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.old.", dir=run.path.parent))
+        run.path.rename(aside / run.path.name)  # gone at once, and whole until then
+        shutil.rmtree(aside)
+
+
 def latest_run(runs_dir: Path) -> Run:
     """Return the run that was finished last.
 
@@ -158,6 +177,55 @@ def file_safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "_"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run is written.
+
+    Attributes
+    ----------
+    path : Path
+    remark : str
+        What becomes of an earlier run of that name, for the user; empty where there is none.
+    """
+
+    path: Path
+    remark: str = ""
+
+
+def place_for(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> Place:
+    """Return where a run goes so that no other run is lost: `path`, or the next free number behind its name.
+
+    A run of the same settings is updated.
+
+    Parameters
+    ----------
+    path : Path
+        ``runs/<name>``.
+    asked : mapping
+        The settings that make it this run, as JSON values: ``asked`` in `metrics.json`.
+    overwrite : bool
+        Replace the run of that name, whatever it is.
+    """
+    asked = json.loads(json.dumps(asked))
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if not (place / "metrics.json").is_file():
+            taken = "" if number == 1 else f"{path.name} has other settings and stays; this run is {place.name}."
+            return Place(place, taken + (" --overwrite would replace it." if taken else ""))
+        older = _read(place / "metrics.json", json.loads)
+        if older.get("asked") == asked:
+            return Place(place, f"{place.name} was there with the same settings, and is updated.")
+        if overwrite:
+            return Place(place, f"{place.name} was replaced{_scored(older)}; it had other settings.")
+    raise AssertionError("numbers end")
+
+
+def _scored(metrics: Mapping[str, Any]) -> str:
+    """Return what a run scored, in brackets."""
+    split = next((name for name in reversed(SPLITS) if name in metrics.get("splits", {})), None)
+    return f" (accuracy {metrics['splits'][split]['accuracy']:.4f} on {split})" if split else ""
+
+
 def write_run(
     path: Path,
     *,
@@ -165,6 +233,7 @@ def write_run(
     config: Mapping[str, Any],
     predictions: Iterable[Sequence[Any]],
     save_weights: Callable[[Path], object],
+    remark: str = "",
 ) -> Run:
     """Write a run folder, replacing an older one of that name only once the new one is complete.
 
@@ -177,6 +246,8 @@ def write_run(
     predictions : iterable of (filename, split, label, prediction, prob)
     save_weights : callable
         Writes the weights into the folder that it is given.
+    remark : str
+        See `Run`.
 
     Raises
     ------
@@ -196,7 +267,7 @@ def write_run(
             _take_place(fresh, path)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    return Run(path, dict(metrics))
+    return Run(path, dict(metrics), remark)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,7 @@ import numpy as np
 from ..core.errors import PipelineError
 from ..evaluation import evaluate
 from ..evaluation.comparison import compared
-from .run import Run, list_runs
-
-SPLITS = ("train", "val", "test")
+from .run import SPLITS, Run, latest_run, list_runs
 
 
 def score_splits(splits: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
@@ -58,17 +56,45 @@ def compare(
     PipelineError
         If there is no run, or no such baseline among them.
     """
-    found = {}
-    for run in list_runs(Path(runs_dir)):
-        dataset = run.config().get("dataset", {})
-        if data is None or data in (dataset.get("name"), dataset.get("data"), dataset.get("root")):
-            found[run.name] = run
+    found = {run.name: run for run in runs_of(data, Path(runs_dir))}
     if not found:
         what = f" of {data!r}" if data else ""
         raise PipelineError(f"No runs{what} in {str(runs_dir)!r}: run `pipeline train-head` or `finetune` first.")
     runs = ranked({**run.metrics, "name": name} for name, run in found.items())
     rows = {run["name"]: found[run["name"]].predictions(run["split"]) for run in runs}
     return compared(runs, rows, Run.open(baseline, Path(runs_dir)).name if baseline else None)
+
+
+def runs_of(data: str | None, runs_dir: Path) -> Iterator[Run]:
+    """Yield the runs of a data set, by its name or what was given as ``--data``; of all, for None."""
+    for run in list_runs(runs_dir):
+        dataset = run.config().get("dataset", {})
+        if data is None or data in (dataset.get("name"), dataset.get("data"), dataset.get("root")):
+            yield run
+
+
+def best_run(runs_dir: Path) -> tuple[Run, int]:
+    """Return the most accurate of the runs that compare with the latest one, and how many those are.
+
+    They are of the same data set and classes, and scored on as many images of the same split.
+
+    Raises
+    ------
+    RunError
+        If there is no run.
+    """
+    latest = latest_run(runs_dir)
+    (wanted,) = ranked([latest.metrics])
+    alike = [run for run in list_runs(runs_dir) if _images(run.metrics) == _images(wanted)]
+    best = ranked({**run.metrics, "name": run.name} for run in alike)[0]
+    return next(run for run in alike if run.name == best["name"]), len(alike)
+
+
+def _images(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what runs must share to be compared."""
+    place = metrics.get("asked", {}).get("data")
+    sizes = {name: scores["n"] for name, scores in metrics["splits"].items() if name != "train"}
+    return metrics["dataset"], place, tuple(metrics["classes"]), sizes
 
 
 def ranked(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

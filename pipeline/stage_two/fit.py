@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,24 @@ class Training:
     scheduler: str | None = None
     folder: Path | None = None
     jobs: int = -1
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What makes a run another one, as JSON values."""
+        sweep = None if self.sweep is None else asdict(self.sweep)
+        return {"settings": dict(self.settings), "seed": self.seed, "sweep": sweep, "repeats": self.repeats,
+                "tta": self.tta}
+
+    @property
+    def told(self) -> str:
+        """What was asked for besides the defaults, in a few words."""
+        words = [f"{name}={value}" for name, value in self.settings.items()]
+        if self.sweep is not None:
+            grid = [] if self.sweep.grid is None else ["of", "+".join(self.sweep.grid)]
+            changed = [f"by {self.sweep.metric}"] if self.sweep.metric != Sweep.metric else []
+            words.append(" ".join(["sweep", *grid, *changed, *(["on val"] if self.sweep.on == "val" else [])]))
+        words += [f"seed={self.seed}"] if self.seed else []
+        return ", ".join(words + ([f"repeats={self.repeats}"] if self.repeats > 1 else []))
 
     def head(self, name: str, more: int = 0, **chosen: Any) -> Head:
         """Return an unfitted head with these settings, those chosen besides, and the seed that is so many later."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA
 from ..data.augmentation import Views
 from ..runs.classifier import metadata_of
-from ..runs.run import Run, file_safe, prediction_rows, save_learning_curve, write_run, writing
-from ..runs.scores import SPLITS, score_splits, seconds_of
+from ..runs.run import SPLITS, Run, file_safe, place_for, prediction_rows, save_learning_curve, write_run, writing
+from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import CacheChoice, Features
 from ..store import FeatureCache, open_caches
 from .calibrate import Calibration, calibrated, held_out_figures
@@ -42,6 +42,7 @@ def train_head(
     max_memory: int | None = None,
     scheduler: str | None = None,
     name: str | None = None,
+    overwrite: bool = False,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
@@ -69,7 +70,10 @@ def train_head(
     calibration : Calibration, optional
         Make probabilities honest, and learn to say "I don't know"; see `pipeline.stage_two.calibrate`.
     name : str, optional
-        Of the run; by default from data set, backbone and head.
+        Of the run; by default from data set, backbone and head. Where there is one of that name and other settings, a
+        number is put behind it.
+    overwrite : bool
+        Replace that one instead.
 
     Returns
     -------
@@ -82,12 +86,12 @@ def train_head(
     """
     training = Training(settings or {}, seed, sweep, repeats, tta, max_memory, scheduler)
     with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
-        return _train(cache, head, training, calibration, Path(runs_dir), name, progress)
+        return _train(cache, head, training, calibration, Path(runs_dir), name, overwrite, progress)
 
 
 def _train(
     cache: FeatureCache, head: str, training: Training, calibration: Calibration | None, runs_dir: Path,
-    name: str | None = None, progress: Progress = silent,
+    name: str | None = None, overwrite: bool = False, progress: Progress = silent,
 ) -> Run:  # fmt: skip
     if calibration and must_stream(cache, training.max_memory):
         raise CacheError(f"{cache.path} does not fit into memory, and calibration takes all training rows at once. "
@@ -97,7 +101,10 @@ def _train(
     fitted = fit_head(cache, head, training, progress)
     if calibration:
         fitted = calibrated(cache, fitted, calibration)
-    return save_head_run(cache, fitted, runs_dir, name)
+    asked = {"data": cache.meta["root"], "features": [part["spec_sha256"] for part in cache.parts] or cache.spec.sha256,
+             "head": head, **training.asked, "calibration": asdict(calibration) if calibration else None}
+    told = ", ".join(filter(None, [training.told, "calibrated" if calibration else ""]))
+    return save_head_run(cache, fitted, runs_dir, name, asked, told, overwrite)
 
 
 def train_heads(
@@ -115,6 +122,7 @@ def train_heads(
     calibration: Calibration | None = None,
     max_memory: int | None = None,
     scheduler: str | None = None,
+    overwrite: bool = False,
     cache_dir: str | Path = "cache",
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
@@ -137,12 +145,14 @@ def train_heads(
     with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
         each = common.max_memory // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
-            return [_train(cache, name, training, calibration, place, progress=progress) for name, training in jobs]
+            return [_train(cache, name, training, calibration, place, overwrite=overwrite, progress=progress)
+                    for name, training in jobs]
         paths, place = [path.absolute() for path in cache.sources], place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_in_process)(paths, name, replace(training, max_memory=each, jobs=1), calibration, place)
+            delayed(_train_in_process)(paths, name, replace(training, max_memory=each, jobs=1), calibration, place,
+                                       overwrite)
             for name, training in jobs
         ):
             runs.append(run)
@@ -151,12 +161,13 @@ def train_heads(
 
 
 def _train_in_process(
-    paths: Sequence[Path], name: str, training: Training, calibration: Calibration | None, runs_dir: Path
-) -> Run:
+    paths: Sequence[Path], name: str, training: Training, calibration: Calibration | None, runs_dir: Path,
+    overwrite: bool,
+) -> Run:  # fmt: skip
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), open_caches(paths) as cache:
-        return _train(cache, name, training, calibration, runs_dir)
+        return _train(cache, name, training, calibration, runs_dir, overwrite=overwrite)
 
 
 def learning_curve(
@@ -202,18 +213,21 @@ def learning_curve(
         return {**found, "notes": [*cache.notes, *fewer]}
 
 
-def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name: str | None = None) -> Run:
-    """Score a head on every split of its cache, and write the run folder."""
+def save_head_run(
+    cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name: str | None, asked: Mapping[str, Any], told: str,
+    overwrite: bool,
+) -> Run:  # fmt: skip
+    """Score a head on every split of its cache, and write the run folder; see `place_for` for which."""
     from ..heads import save_head
 
     rows = np.flatnonzero((cache.labels >= 0) & np.isin(cache.splits, SPLITS))
     scores = probabilities_of(cache, fitted.head, rows, None if fitted.tta else 0)
     labels, splits, paths = cache.labels[rows], cache.splits[rows], cache.paths
     usual = f"{cache.meta['dataset']}-{cache.meta['label']}-{fitted.name}{'-tta' if fitted.tta else ''}"
-    path = runs_dir / file_safe(name or usual)
+    place = place_for(runs_dir / file_safe(name or usual), asked, overwrite)
     learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
     metrics = {
-        "name": path.name,
+        "name": place.path.name,
         "kind": "head",
         "dataset": cache.meta["dataset"],
         "backbone": cache.meta["backbone"],
@@ -229,6 +243,8 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
         "spec_sha256": cache.spec.sha256,
         "streamed": fitted.streamed,
         "tta": fitted.tta,
+        "asked": asked,
+        "told": told,
         **({"views": fitted.views} if fitted.views else {}),
         **({"joined": list(cache.parts)} if cache.parts else {}),
         **({"notes": [*cache.notes, *fitted.notes]} if cache.notes or fitted.notes else {}),
@@ -247,9 +263,9 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
                 table.writeheader()
                 table.writerows(fitted.candidates)
 
-    with writing(path):
+    with writing(place.path):
         return write_run(
-            path,
+            place.path,
             metrics=metrics,
             config={
                 "dataset": origin,
@@ -259,6 +275,7 @@ def save_head_run(cache: FeatureCache, fitted: FittedHead, runs_dir: Path, name:
             },
             predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),
             save_weights=save,
+            remark=place.remark,
         )
 
 

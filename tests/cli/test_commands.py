@@ -158,7 +158,10 @@ def test_all_heads_in_one_table(tiles, warm):
 
     code, out, err = warm.run("train-head", "--data", tiles, "--head", "all", "--epochs", 3)
     assert code == 0, err
-    assert all(re.search(rf"\s{name}\s", out) for name in HEADS)
+    assert all(re.search(rf"^…{name}\s", out, re.M) for name in HEADS)
+    assert "… is tiles-efficientnet_lite0-" in err
+    table = [line for line in out.splitlines() if ": " not in line]
+    assert len(table) > len(HEADS) and max(map(len, table)) <= 100
 
 
 def test_unlabelled_images_are_extracted_and_predicted(tiles, warm):
@@ -309,14 +312,57 @@ def test_a_head_refuses_features_that_it_was_not_trained_on(tiles, warm):
     assert "trained on other features" in warm.error("predict", tiles, "--run", "run")
 
 
-def test_training_again_replaces_the_run_and_leaves_nothing_beside_it(tiles, warm):
-    warm.run("train-head", "--data", tiles, "--name", "run")
+def test_a_run_of_that_name_with_other_settings_stays_unless_it_is_to_be_replaced(tiles, warm):
+    def train(*words: object) -> str:
+        code, _, err = warm.run("train-head", "--data", tiles, "--name", "run", *words)
+        assert code == 0
+        return err
+
+    def runs() -> list[str]:
+        return sorted(path.name for path in Path("runs").iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    assert not train()
     first = Run.open("run").config()
-    warm.run("train-head", "--data", tiles, "--name", "run", "--C", "10")
-    assert Run.open("run").config() != first
-    assert [path.name for path in Path("runs").iterdir() if path.is_dir()] == ["run"]
+    assert "run has other settings and stays; this run is run-2" in train("--C", "10")
+    assert "run-2 was there with the same settings, and is updated" in train("--C", "10")
+    assert "this run is run-3" in train("--sweep", "--grid", "C=1,10")
+    assert runs() == ["run", "run-2", "run-3"] and Run.open("run").config() == first
     assert {path.name for path in Path("runs/run").iterdir()} == {
         "metrics.json", "predictions.csv", "config.toml", "head.json", "head.safetensors"}
+    assert "run was replaced (accuracy " in train("--C", "100", "--overwrite")
+    assert runs() == ["run", "run-2", "run-3"] and Run.open("run").config() != first
+
+
+def test_runs_are_listed_shown_and_removed(tiles, warm):
+    for words in (["--head", "ridge"], ["--head", "knn", "--set", "k=3"]):
+        warm.run("train-head", "--data", tiles, *words)
+    code, out, _ = warm.run("runs")
+    assert code == 0 and out.startswith("data set tiles · features efficientnet_lite0 · on val ")
+    newest = out.splitlines()[2]
+    assert re.match(r"tiles-efficientnet_lite0-knn +k=3 +[01]\.\d{4} \([01]\.\d{3}-[01]\.\d{3}\) ", newest)
+    assert [run["name"] for run in warm.json("runs", "ls", "--data", "tiles")["runs"]] == [
+        "tiles-efficientnet_lite0-knn", "tiles-efficientnet_lite0-ridge"]
+    assert warm.run("runs", "ls", "--data", "others")[1] == "no runs in runs\n"
+    shown = warm.json("runs", "show", "tiles-efficientnet_lite0-knn")
+    assert shown["told"] == "k=3" and shown["config"]["head"]["settings"]["k"] == 3
+    assert "knn on efficientnet_lite0, tiles: k=3" in warm.run("runs", "show", "tiles-efficientnet_lite0-knn")[1]
+    assert "Did you mean" in warm.error("runs", "rm", "tiles-efficientnet_lite0-kn")
+    assert warm.json("runs", "rm", "tiles-efficientnet_lite0-knn", "--dry-run")["removed"]
+    warm.run("runs", "rm", "tiles-efficientnet_lite0-knn")
+    assert [run["name"] for run in warm.json("runs")["runs"]] == ["tiles-efficientnet_lite0-ridge"]
+
+
+def test_predict_takes_the_best_run_of_the_newest_data_set(tiles, warm):
+    accuracies = {}
+    warm.run("extract", "--data", tiles, "--backbone", "pixels")
+    for words in (["--head", "logistic"], ["--head", "knn", "--backbone", "pixels"]):
+        (run,) = warm.json("train-head", "--data", tiles, *words)["runs"]
+        accuracies[run["name"]] = run["splits"]["val"]["accuracy"]
+    best = max(accuracies, key=accuracies.__getitem__)
+    assert len(set(accuracies.values())) == 2  # the last one is not the best
+    assert best != list(accuracies)[-1]
+    _, _, err = warm.run("predict", tiles / "val" / "china")
+    assert f"Using {best}, the best of 2 runs on tiles (accuracy {accuracies[best]:.4f} on" in err
 
 
 def test_cache_commands(tiles, warm):

@@ -1,0 +1,208 @@
+"""Runs as text: a table of several, a block about one, their differences; and the commands `runs ls|show|rm`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import PipelineError
+from .flags import Parser, add_command
+from .printing import print_json, print_notes, print_table, printable, readable_age
+
+WIDTH = 100  # columns that a table takes at most
+LEAST = 12  # of a column that is made narrower
+
+
+def add_commands(verbs: Any) -> None:
+    """Add ``runs ls|show|rm``."""
+    runs = add_command(verbs, "runs", list_all, "list, show or remove runs")
+    own = runs.add_subparsers(metavar="ls|show|rm", parser_class=Parser)
+    ls = add_command(own, "ls", list_all, "list all runs, the newest first")
+    for parser in (runs, ls):
+        parser.add_argument("--data", metavar="DATA", help="only runs of this data set: its name, or what --data was")
+    show = add_command(own, "show", show_one, "show what a run scored, and what made it")
+    show.add_argument("run", metavar="RUN", help="name or folder")
+    rm = add_command(own, "rm", remove, "remove runs, with their weights")
+    rm.add_argument("runs", nargs="+", metavar="RUN", help="names")
+    rm.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    for parser in (runs, ls, show, rm):
+        parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                            help="where runs are (default: runs)")
+
+
+def list_all(options: argparse.Namespace) -> None:
+    from ..runs.run import list_runs
+    from ..runs.scores import ranked, runs_of
+
+    runs = list_runs(options.runs_dir) if options.data is None else list(runs_of(options.data, options.runs_dir))
+    rows = {run["name"]: run for run in ranked({**run.metrics, "name": run.name} for run in runs)}
+    ages = {run.name: time.time() - (run.path / "metrics.json").stat().st_mtime for run in runs}
+    newest = [rows[run.name] for run in reversed(runs)]
+    if options.json:
+        print_json({"runs": [{**run, "age": round(ages[run["name"]], 1)} for run in newest]})
+    elif newest:
+        print_tables(newest, {name: readable_age(age) for name, age in ages.items()})
+    else:
+        print(f"no runs in {options.runs_dir}")
+
+
+def show_one(options: argparse.Namespace) -> None:
+    from ..runs.run import Run
+    from ..runs.scores import ranked
+
+    run = Run.open(options.run, options.runs_dir)
+    (metrics,) = ranked([{**run.metrics, "name": run.name}])
+    if options.json:
+        return print_json({**metrics, "path": str(run.path), "config": run.config()})
+    print_one(metrics)
+    for split, scores in metrics["splits"].items():
+        low, high = scores["accuracy_ci95"]
+        print(f"  {split + ':':10} {scores['accuracy']:.4f} ({low:.3f}-{high:.3f}), n = {scores['n']:,}, "
+              f"log loss {scores['log_loss']:.4f}")
+    print(f"  folder     {printable(run.path)}")
+
+
+def remove(options: argparse.Namespace) -> None:
+    from ..runs.run import Run, remove_run
+
+    runs = [Run.open(name, options.runs_dir) for name in dict.fromkeys(options.runs)]
+    if strangers := [str(run.path) for run in runs if run.path.parent.resolve() != options.runs_dir.resolve()]:
+        raise PipelineError(f"Not below {str(options.runs_dir)!r}: {', '.join(strangers)}. Give --runs-dir.")
+    for run in runs:
+        if not options.dry_run:
+            remove_run(run)
+        if not options.json:
+            print(f"{'would remove' if options.dry_run else 'removed'} {printable(run.path)}")
+    if options.json:
+        print_json({"removed": [str(run.path) for run in runs], "dry_run": options.dry_run})
+
+
+def print_runs(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Print runs as `ranked` returns them."""
+    if options.json:
+        print_json({"runs": runs})
+    elif len(runs) == 1:
+        print_one(runs[0])
+    else:
+        print_tables(runs)
+
+
+def print_one(run: dict[str, Any]) -> None:
+    """Print a block about one run."""
+    scores, seconds = run["splits"][run["split"]], run["seconds"]
+    low, high = scores["accuracy_ci95"]
+    chosen = {"val": ", the epoch or settings chosen on val", "cv": ", settings chosen by cross-validation on train"}
+    print(printable(run["name"]))
+    print(f"  accuracy   {scores['accuracy']:.4f} (95 % interval {low:.3f}-{high:.3f}) on {scores['n']:,} "
+          f"{run['split']} images{chosen.get(run['selection'], '')}")
+    print(f"  besides    balanced accuracy {scores['balanced_accuracy']:.4f}, log loss {scores['log_loss']:.4f}")
+    print(f"  made by    {_what(run)} on {printable(run['features'])}, {printable(run['dataset'])}"
+          f"{': ' + printable(run['told']) if run.get('told') else ''}")
+    print(f"  took       {seconds['extract']:.1f} s to extract, {seconds['train']:.2f} s to train "
+          f"{run['trainable_parameters']:,} numbers")
+
+
+def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Print below the table which differences are more than chance."""
+    for field, what in (("versus_best", "the best"), ("versus_baseline", "the baseline")):
+        others = {found["run"]: None for run in runs if (found := run.get(field))}
+        for other in () if options.json else others:
+            group = [run for run in runs if run.get(field) and run[field]["run"] == other]
+            print(f"\nagainst {printable(other)}, {what}, on the same images"
+                  + (f"; intervals and verdicts corrected for {len(group)} comparisons" if len(group) > 1 else ""))
+            print_fitting(("run", "points", "95 % interval", "verdict", "images to tell"),
+                          [_difference(run["name"], run[field]) for run in group], ("run",))
+
+
+def _difference(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    if not found["n"]:
+        return (name, "", "", "no image in common", "")
+    low, high = found["difference_ci95"]
+    known = "not distinguishable"
+    if found["distinguishable"]:
+        known = f"{'better' if found['difference'] > 0 else 'worse'} (p = {found['p_value_corrected']:.2g})"
+    needed = found["images_needed"] if not found["distinguishable"] else None
+    return (name, f"{100 * found['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", known,
+            f"{needed:,}" if needed else "")
+
+
+def _what(run: dict[str, Any]) -> str:
+    return run.get("head") or run["strategy"]
+
+
+def print_tables(runs: Sequence[dict[str, Any]], ages: dict[str, str] | None = None) -> None:
+    """Print a table for each data set; what all of its runs share stands above it."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run["dataset"], []).append(run)
+    for number, (dataset, group) in enumerate(groups.items()):
+        shared, columns = [f"data set {printable(dataset)}"], {"run": [run["name"] for run in group]}
+        for title, values in (
+            ("features", [run["features"] for run in group]),
+            ("on", [f"{run['split']} {run['splits'][run['split']]['n']:,}" for run in group]),
+        ):
+            if len(set(values)) == 1:
+                shared.append(f"{title} {printable(values[0])}")
+            else:
+                columns[title] = values
+        told = [_settings(run) for run in group]
+        columns |= {"settings": told} if any(told) else {}
+        scores = [run["splits"][run["split"]] for run in group]
+        columns["accuracy (95 %)"] = [f"{each['accuracy']:.4f} ({low:.3f}-{high:.3f})" for each in scores
+                                      for low, high in [each["accuracy_ci95"]]]  # fmt: skip
+        columns["log loss"] = [f"{each['log_loss']:.4f}" for each in scores]
+        if any(run["selection"] == run["split"] for run in group):  # its figures are optimistic
+            columns["chosen by"] = [run["selection"] for run in group]
+        columns["seconds"] = [f"{run['seconds']['total']:.1f}" for run in group]
+        columns |= {"age": [ages[run["name"]] for run in group]} if ages else {}
+        print(("\n" if number else "") + " · ".join(shared))
+        print_fitting(tuple(columns), list(zip(*columns.values(), strict=True)), ("features", "settings", "run"))
+
+
+def _settings(run: dict[str, Any]) -> str:
+    """Return what tells a run apart besides its name."""
+    what = _what(run)
+    return ", ".join(filter(None, ["" if what in run["name"] else what, run.get("told", "")]))
+
+
+def print_fitting(header: Sequence[str], rows: Sequence[Sequence[str]], narrower: Sequence[str]) -> None:
+    """Print a table of at most `WIDTH` columns.
+
+    Where that is too little, the columns `narrower` give way one after the other: what all texts of a column begin with
+    is left out and said below, then the middle of what is still too long.
+    """
+    columns, notes = [[printable(cell) for cell in column] for column in zip(*rows, strict=True)], []
+    for name in (name for name in narrower if name in header):
+        at = list(header).index(name)
+        if _excess(header, columns) > 0 and (start := _start(columns[at])):
+            columns[at] = [f"…{cell.removeprefix(start)}" for cell in columns[at]]
+            notes.append(f"… is {start}")
+        if (excess := _excess(header, columns)) > 0:
+            width = max(max(map(len, columns[at])) - excess, LEAST, len(name))
+            if any(len(cell) > width for cell in columns[at]):
+                columns[at] = [_shortened(cell, width) for cell in columns[at]]
+                notes.append("… in the middle is what had no room; --json has it all")
+    print_table(header, list(zip(*columns, strict=True)))
+    print_notes(dict.fromkeys(notes))
+
+
+def _excess(header: Sequence[str], columns: Sequence[Sequence[str]]) -> int:
+    widths = [max(map(len, (name, *column))) for name, column in zip(header, columns, strict=True)]
+    return sum(widths) + 2 * (len(widths) - 1) - WIDTH
+
+
+def _start(cells: Sequence[str]) -> str:
+    """Return what several texts begin with, up to the last hyphen; empty where that is not worth a note."""
+    alike = next((at for at, letters in enumerate(zip(*cells, strict=False)) if len(set(letters)) > 1), 0)
+    start = cells[0][: cells[0].rfind("-", 0, alike) + 1]
+    return start if len(start) >= LEAST else ""
+
+
+def _shortened(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
