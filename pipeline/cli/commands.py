@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from ..core.errors import CheckFailedError, PipelineError
-from .flags import HEAD_SETTINGS, scheduler_of
+from .flags import HEAD_SETTINGS, limits_of, scheduler_of
 from .predictions import (
     as_values,
     print_doubts,
@@ -40,7 +40,7 @@ def extract(options: argparse.Namespace) -> None:
     scheduler = scheduler_of(options)
     asked: dict[str, Any] = {
         "views": views_of(options), "val_fraction": options.val_fraction, "rehash": options.rehash,
-        "retry_failed": options.retry_failed, "limits": _limits(options), "cache_dir": options.cache_dir,
+        "retry_failed": options.retry_failed, "limits": limits_of(options), "cache_dir": options.cache_dir,
         "batch_size": options.batch_size, "workers": options.workers, "device": options.device,
         "engine": options.engine, "progress": progress_bars(),
     }  # fmt: skip
@@ -151,8 +151,8 @@ def finetune(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
     run = finetune(
         options.data, backbone_of(options, precision="float32"), FinetuneSettings(**given), name=options.name,
-        overwrite=options.overwrite, resume=options.resume, val_fraction=options.val_fraction, limits=_limits(options),
-        cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
+        overwrite=options.overwrite, resume=options.resume, val_fraction=options.val_fraction,
+        limits=limits_of(options), cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
         log=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if run is None:  # another process of several tells
@@ -197,7 +197,7 @@ def predict(options: argparse.Namespace) -> None:
     paths = [path for given in options.images for path in list_images(given)]
     classifier = ImageClassifier.load(
         run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
-        cache_dir=options.cache_dir, limits=_limits(options), abstain_below=options.abstain_below,
+        cache_dir=options.cache_dir, limits=limits_of(options), abstain_below=options.abstain_below,
         scores=options.scores,
     )
     if table and not (options.json or options.grid):
@@ -317,13 +317,6 @@ def views_of(options: argparse.Namespace) -> Any:
     return None if options.views is None else Views(
         options.views, options.augmentation or DEFAULT_AUGMENTATION, options.view_seed
     )
-
-
-def _limits(options: argparse.Namespace) -> Any:
-    from ..data import Limits
-
-    given = {name: value for name in ("max_bytes", "max_pixels") if (value := getattr(options, name)) is not None}
-    return Limits(**given)
 
 
 def _heads(options: argparse.Namespace) -> list[str]:

@@ -163,7 +163,15 @@ def add_limits(parser: Parser) -> None:
                         help=f"largest image decoded (default: {usual.max_pixels})")
 
 
-def add_running(parser: Parser) -> None:
+def limits_of(options: argparse.Namespace) -> Any:
+    """Return what one image may cost, as the flags say."""
+    from ..data import Limits
+
+    given = {name: value for name in ("max_bytes", "max_pixels") if (value := getattr(options, name)) is not None}
+    return Limits(**given)
+
+
+def add_running(parser: Parser, seed: bool = True) -> None:
     """How the network is run: batch size, workers, device, engine."""
     from ..engines import ENGINES
 
@@ -171,7 +179,7 @@ def add_running(parser: Parser) -> None:
     parser.add_argument("-j", "--workers", type=int, metavar="N", help="threads (default: one a core; 0: none more)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, … (default: auto)")
     parser.add_argument("--engine", default="auto", metavar="E", help=f"{', '.join(ENGINES)} (default: auto)")
-    if not any("--seed" in action.option_strings for action in parser._actions):
+    if seed and not any("--seed" in action.option_strings for action in parser._actions):
         parser.add_argument("--seed", type=int, default=0, help="of random weights")
 
 

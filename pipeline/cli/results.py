@@ -1,23 +1,33 @@
-"""Runs as text: a table of several, a block about one, their differences; and the commands `runs ls|show|rm`."""
+"""Runs as text: a table of several, a block about one, their differences; and the commands `runs` and `evaluate`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import PipelineError
-from .flags import Parser, add_command
-from .printing import print_json, print_notes, print_table, printable, readable_age
+from .flags import Parser, add_command, add_data, add_limits, add_running, limits_of
+from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_age
 
 WIDTH = 100  # columns that a table takes at most
+MOST_CLASSES = 10  # that are listed
 LEAST = 12  # of a column that is made narrower
 
 
 def add_commands(verbs: Any) -> None:
-    """Add ``runs ls|show|rm``."""
+    """Add ``runs ls|show|rm`` and ``evaluate``."""
+    scored = add_command(verbs, "evaluate", evaluate, "score runs on labelled images that they were not made from")
+    scored.add_argument("runs", nargs="+", metavar="RUN", help="names or folders; several are compared")
+    add_data(scored, splitting=False)
+    scored.add_argument("--split", metavar="NAME", help="which images (default: test, else val, else all)")
+    scored.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="where runs are (default: runs)")
+    add_running(scored, seed=False)
+    add_limits(scored)
     runs = add_command(verbs, "runs", list_all, "list, show or remove runs")
     own = runs.add_subparsers(metavar="ls|show|rm", parser_class=Parser)
     ls = add_command(own, "ls", list_all, "list all runs, the newest first")
@@ -80,6 +90,47 @@ def remove(options: argparse.Namespace) -> None:
         print_json({"removed": [str(run.path) for run in runs], "dry_run": options.dry_run})
 
 
+def evaluate(options: argparse.Namespace) -> None:
+    from ..stage_two.evaluate import evaluate_runs
+
+    found = evaluate_runs(
+        options.runs, options.data, split=options.split, limits=limits_of(options),
+        cache_dir=options.cache_dir, runs_dir=options.runs_dir, batch_size=options.batch_size, workers=options.workers,
+        device=options.device, engine=options.engine, progress=progress_bars(),
+    )  # fmt: skip
+    for one in found:
+        unknown = ", ".join(f"{name} ({count:,})" for name, count in one.unknown.items())
+        print_notes([f"{one.run} does not know these classes, whose images are left out: {unknown}"] if unknown else [])
+        print_notes([f"no image of these classes of {one.run}: {', '.join(one.absent)}"] if one.absent else [])
+    print_notes(f"{path}: {reason}" for path, reason in list(found[0].failures.items())[:5])
+    if options.json:
+        return print_json({"evaluations": [{**dataclasses.asdict(one), "predictions": str(one.path),
+                                            "path": str(one.path)} for one in found]})
+    print(f"{printable(found[0].dataset)}, {found[0].split}")
+    print_fitting(("run", "images", "accuracy (95 %)", "balanced", "log loss"), [
+        (one.run, f"{one.scores['n']:,}", _accuracy(one.scores), f"{one.scores['balanced_accuracy']:.4f}",
+         f"{one.scores['log_loss']:.4f}") for one in found], ("run",))  # fmt: skip
+    if len(found) == 1:
+        _print_classes(found[0])
+    print_verdicts([{"name": one.run, "versus_best": one.versus} for one in found if one.versus], options)
+    print("\n".join(f"predictions: {printable(one.path)}" for one in found))
+
+
+def _print_classes(found: Any) -> None:
+    """Print the classes of least recall, each with what it was most often taken for."""
+    classes, per_class, confusion = found.classes, found.scores["per_class"], found.scores.get("confusion")
+    there = sorted((each["recall"], label) for label, each in enumerate(per_class) if each["n"])
+    rows = []
+    for recall, label in there[:MOST_CLASSES]:
+        wrong = [] if confusion is None else [count if at != label else 0 for at, count in enumerate(confusion[label])]
+        taken = max(wrong, default=0)
+        rows.append((classes[label], f"{per_class[label]['n']:,}", f"{recall:.3f}",
+                     f"{classes[wrong.index(taken)]} ({taken})" if taken else ""))
+    print(f"\nclasses of least recall, {len(rows)} of {len(there)}")
+    print_fitting(("class", "images", "recall", "taken for"), rows, ("taken for", "class"))
+    print()
+
+
 def print_runs(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Print runs as `ranked` returns them."""
     if options.json:
@@ -118,6 +169,8 @@ def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> N
 
 
 def _difference(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    from ..evaluation.comparison import rounded
+
     if not found["n"]:
         return (name, "", "", "no image in common", "")
     low, high = found["difference_ci95"]
@@ -126,7 +179,12 @@ def _difference(name: str, found: dict[str, Any]) -> tuple[str, ...]:
         known = f"{'better' if found['difference'] > 0 else 'worse'} (p = {found['p_value_corrected']:.2g})"
     needed = found["images_needed"] if not found["distinguishable"] else None
     return (name, f"{100 * found['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", known,
-            f"{needed:,}" if needed else "")
+            f"{rounded(needed):,}" if needed else "")
+
+
+def _accuracy(scores: dict[str, Any]) -> str:
+    low, high = scores["accuracy_ci95"]
+    return f"{scores['accuracy']:.4f} ({low:.3f}-{high:.3f})"
 
 
 def _what(run: dict[str, Any]) -> str:
@@ -151,8 +209,7 @@ def print_tables(runs: Sequence[dict[str, Any]], ages: dict[str, str] | None = N
         told = [_settings(run) for run in group]
         columns |= {"settings": told} if any(told) else {}
         scores = [run["splits"][run["split"]] for run in group]
-        columns["accuracy (95 %)"] = [f"{each['accuracy']:.4f} ({low:.3f}-{high:.3f})" for each in scores
-                                      for low, high in [each["accuracy_ci95"]]]  # fmt: skip
+        columns["accuracy (95 %)"] = [_accuracy(each) for each in scores]
         columns["log loss"] = [f"{each['log_loss']:.4f}" for each in scores]
         if any(run["selection"] == run["split"] for run in group):  # its figures are optimistic
             columns["chosen by"] = [run["selection"] for run in group]

@@ -157,7 +157,7 @@ def verdict(paired: Paired, names: tuple[str, str], seconds: tuple[float, float]
         known = f"not distinguishable on {images}, nor different on them"
     else:
         enough = paired.needed > paired.n
-        more = f"about {_rounded(paired.needed):,} would be needed" if enough else "too many comparisons for so few"
+        more = f"about {rounded(paired.needed):,} would be needed" if enough else "too many comparisons for so few"
         known = f"not distinguishable on {images}; {more}"
     apart = f" ({paired.unmatched:,} images that only one of them has are left out)" if paired.unmatched else ""
     return (f"{names[0]} vs {names[1]}: {100 * paired.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
@@ -243,7 +243,7 @@ def _times(ours: float, theirs: float) -> str:
     return f", {factor:,.{0 if factor >= 10 else 1}f} times {'the seconds' if ratio > 1 else 'as fast'}"
 
 
-def _rounded(count: int) -> int:
-    """Two leading digits: more would claim a precision that the estimate has not."""
+def rounded(count: int) -> int:
+    """Return a number of images with two leading digits: more would claim a precision that the estimate has not."""
     step = 10 ** max(0, len(str(count)) - 2)
     return round(count / step) * step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from ..core.progress import Progress, silent
 from ..data import Limits, UnreadableImageError, decode, read_bytes
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Embedder, Running, is_prepared
+from ..evaluation import evaluate
 from ..store import Spec
 from .run import Run
 
@@ -184,7 +186,7 @@ class ImageClassifier:
 
         Parameters
         ----------
-        images : iterable of str, Path, bytes, PIL image or ndarray
+        images : iterable of str, Path, bytes, PIL image or ndarray, or one of these
             Files, whole image files in memory, or pixels: (H, W, 3) uint8. All take the same way.
         tta : bool
             Average probabilities over the backbone's views of each image, the plain one included (test-time
@@ -200,13 +202,48 @@ class ImageClassifier:
         PipelineError
             If views are to be averaged, but the backbone has the plain one alone, or scores were asked for.
         """
-        images = [images] if isinstance(images, (str, Path, bytes)) else list(images)
+        images = [images] if _is_one(images) else list(images)
         with progress(total=len(images), desc="predict", unit="image") as bar:
             found = []
             for prediction in self.stream(images, tta=tta):
                 found.append(prediction)
                 bar.update(1)
         return found
+
+    def evaluate(self, images: Iterable[Any], labels: Sequence[str], progress: Progress = silent) -> dict[str, Any]:
+        """Score predictions for labelled images.
+
+        Parameters
+        ----------
+        images
+            As `predict` takes them.
+        labels : sequence of str
+            The class of each.
+
+        Returns
+        -------
+        dict
+            As `pipeline.evaluate` returns it, and ``unreadable`` (paths and reasons) and ``unknown`` (classes that this
+            classifier does not know and their images): both are left out of all figures.
+
+        Raises
+        ------
+        DataError
+            If there are not as many labels as images, or none is left to score.
+        """
+        predictions = self.predict(images, progress)
+        if len(predictions) != len(labels):
+            raise DataError(f"There are {len(predictions)} images and {len(labels)} labels.")
+        unknown = Counter(label for label in labels if label not in self.classes)
+        pairs = zip(predictions, labels, strict=True)
+        kept = [(self.classes.index(label), list(found.probabilities.values())) for found, label in pairs
+                if found.probabilities and label not in unknown]
+        if not kept:
+            raise DataError(f"None of these {len(labels)} images can be read and is of a class that is known: "
+                            f"{', '.join(self.classes[:8])}.")
+        truth, scored = map(np.array, zip(*kept, strict=True))
+        unreadable = {found.path: found.reason for found in predictions if found.label is None}
+        return {**evaluate(truth, scored), "unknown": dict(unknown), "unreadable": unreadable}
 
     def stream(self, images: Iterable[Any], *, tta: bool = False) -> Iterator[Prediction]:
         """Classify images one after the other, as `predict`, holding only a few in memory."""
@@ -324,6 +361,12 @@ def load_image(
         image.save(buffer, "TIFF" if image.mode in ("CMYK", "F", "LAB", "YCbCr") else "PNG", exif=image.getexif())
         return decode(buffer.getvalue(), limits)
     raise DataError(f"Cannot read an image from {type(image).__name__}: give a path, bytes, PIL image or uint8 array.")
+
+
+def _is_one(images: Any) -> bool:
+    """Tell whether this is one image: a path, a file's content, an array of pixels, an image of Pillow's."""
+    array = isinstance(images, np.ndarray) and images.ndim < 4
+    return array or isinstance(images, (str, Path, bytes)) or hasattr(images, "getexif")
 
 
 def name_of(image: Any, number: int) -> str:

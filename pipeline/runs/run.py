@@ -27,6 +27,7 @@ from ..core.notebooks import html_table
 from ..store.disk import hold
 
 FORMAT = 1
+EVALUATIONS = "evaluations"  # folder in a run's: what it scores on other images
 CURVES = "learning-curves"  # folder beside the runs: they belong to features, not to one run
 SPLITS = ("train", "val", "test")
 COLUMNS = ("filename", "split", "label", "prediction", "prob")
@@ -155,6 +156,32 @@ def save_learning_curve(runs_dir: Path, dataset: str, spec_sha256: str, curve: M
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
         fresh.replace(path)
+    return path
+
+
+def save_evaluation(
+    run: Run, name: str, predictions: Iterable[Sequence[Any]], figures: Mapping[str, Any]
+) -> Path:
+    """Keep what a run scores on other images in its folder, instead of what it scored on these before.
+
+    Returns
+    -------
+    Path
+        The table of predictions; the figures lie beside it as JSON.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    path = run.path / EVALUATIONS / f"{file_safe(name)}.csv"
+    with _explained(path):
+        path.parent.mkdir(exist_ok=True)
+        fresh = path.with_suffix(".new")
+        _write_predictions(fresh, predictions)
+        fresh.replace(path)
+        fresh.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(path.with_suffix(".json"))
     return path
 
 
