@@ -37,6 +37,7 @@ def audit(
     sheets: str | Path | None = None,
     seed: int = 0,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def audit(
 
     Parameters
     ----------
-    data, backbone, features, views
+    data, backbone, features, views, dataset_name
         Which cache, as for `train_head`. Of several views the plain one is looked at.
     runs : sequence of str, optional
         Names of runs to score again without the leaked images; all runs of this data set by default.
@@ -61,7 +62,7 @@ def audit(
     from .findings import audit_cache
     from .similar import NEAR
 
-    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
+    with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed)
         folder = Path(sheets) if sheets else Path(runs_dir) / f"audit-{found.dataset}"
         chosen = list_runs(Path(runs_dir)) if runs is None else [Run.open(name, Path(runs_dir)) for name in runs]

@@ -41,6 +41,7 @@ def extract(options: argparse.Namespace) -> None:
     asked: dict[str, Any] = {
         "views": views_of(options), "val_fraction": options.val_fraction, "rehash": options.rehash,
         "retry_failed": options.retry_failed, "limits": limits_of(options), "cache_dir": options.cache_dir,
+        "dataset_name": options.dataset_name,
         "batch_size": options.batch_size, "workers": options.workers, "device": options.device,
         "engine": options.engine, "progress": progress_bars(),
     }  # fmt: skip
@@ -88,7 +89,8 @@ def train_head(options: argparse.Namespace) -> None:
         "settings": settings, "sweep": sweep, "repeats": options.repeats,
         "calibration": _calibration(options), "max_memory": options.max_memory, "scheduler": scheduler,
         "overwrite": options.overwrite,
-        "cache_dir": options.cache_dir, "runs_dir": options.runs_dir, "progress": progress_bars(),
+        "cache_dir": options.cache_dir, "dataset_name": options.dataset_name, "runs_dir": options.runs_dir,
+        "progress": progress_bars(),
     }  # fmt: skip
     names = _heads(options)
     backbone = DEFAULT if options.features else backbone_of(options)
@@ -124,7 +126,8 @@ def learning_curve(options: argparse.Namespace) -> None:
         _heads(options), options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
         views=views_of(options),
         sizes=getattr(options, "sizes", None), shots=options.shots, repeats=options.repeats,
-        settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir, runs_dir=options.runs_dir,
+        settings=_head_settings(options), seed=options.seed, cache_dir=options.cache_dir,
+        dataset_name=options.dataset_name, runs_dir=options.runs_dir,
         progress=progress_bars(),
     )  # fmt: skip
     print_notes(found["notes"])
@@ -152,7 +155,8 @@ def finetune(options: argparse.Namespace) -> None:
     run = finetune(
         options.data, backbone_of(options, precision="float32"), FinetuneSettings(**given), name=options.name,
         overwrite=options.overwrite, resume=options.resume, val_fraction=options.val_fraction,
-        limits=limits_of(options), cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
+        limits=limits_of(options), cache_dir=options.cache_dir, dataset_name=options.dataset_name,
+        runs_dir=options.runs_dir, progress=progress_bars(),
         log=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if run is None:  # another process of several tells

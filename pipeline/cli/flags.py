@@ -111,7 +111,11 @@ def add_data(parser: Parser, splitting: bool = True) -> None:
                              f"(default: {DEFAULT_DATA})")
     parser.add_argument("--limit", type=int, metavar="N",
                         help="only the first N images, of each class and split in proportion; the same as DATA[:N]")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
+                        help="where features and downloads are kept (default: cache)")
+    parser.add_argument("--dataset-name", metavar="NAME",
+                        help="by which caches and runs are filed (default: the folder's name, told apart from another "
+                             "folder's of that name by its place)")
     if splitting:
         parser.add_argument("--val-fraction", type=float, metavar="X",
                             help="share of the images without a given split that becomes val (default: 0.2)")

@@ -154,7 +154,8 @@ def audit(options: argparse.Namespace) -> None:
         options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
         views=views_of(options),
         runs=options.runs, threshold=options.near, sheets=options.sheets, seed=options.seed,
-        cache_dir=options.cache_dir, runs_dir=options.runs_dir, progress=progress_bars(),
+        cache_dir=options.cache_dir, dataset_name=options.dataset_name, runs_dir=options.runs_dir,
+        progress=progress_bars(),
     )  # fmt: skip
     if options.json:
         print_json(found)

@@ -95,8 +95,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
     found = evaluate_runs(
         options.runs, options.data, split=options.split, limits=limits_of(options),
-        cache_dir=options.cache_dir, runs_dir=options.runs_dir, batch_size=options.batch_size, workers=options.workers,
-        device=options.device, engine=options.engine, progress=progress_bars(),
+        cache_dir=options.cache_dir, dataset_name=options.dataset_name, runs_dir=options.runs_dir,
+        batch_size=options.batch_size, workers=options.workers, device=options.device, engine=options.engine,
+        progress=progress_bars(),
     )  # fmt: skip
     for one in found:
         unknown = ", ".join(f"{name} ({count:,})" for name, count in one.unknown.items())

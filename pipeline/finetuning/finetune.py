@@ -13,12 +13,12 @@ import numpy as np
 
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
 from ..core.progress import Progress, silent
-from ..data import DEFAULT_DATA, Dataset, Limits, load_dataset
+from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
 from ..runs.classifier import ImageClassifier, linear_head
 from ..runs.run import Place, Run, file_safe, place_for, prediction_rows, write_run, writing
 from ..runs.scores import score_splits, seconds_of
-from ..stage_one.caches import backbone_of
+from ..stage_one.caches import backbone_of, load_named
 from ..stage_one.extraction import extract
 from ..stage_two.fit import Training, fit_head
 
@@ -41,6 +41,7 @@ def finetune(
     val_fraction: float | None = None,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
     log: Callable[[str], object] = lambda line: None,
@@ -49,8 +50,8 @@ def finetune(
 
     Parameters
     ----------
-    data, val_fraction, limits, cache_dir
-        See `pipeline.data.load_dataset`.
+    data, val_fraction, limits, cache_dir, dataset_name
+        See `pipeline.extract`.
     backbone : str or Backbone
     settings : FinetuneSettings, optional
         Strategy, epochs, optimiser and so on; by default the tutorial's.
@@ -81,7 +82,9 @@ def finetune(
 
     settings = settings or FinetuneSettings()
     network = backbone_of(backbone).plain
-    dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress)
+    dataset = load_named(
+        data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
+    )
     asked = {"data": str(dataset.root), "val_fraction": val_fraction, "features": network.spec.sha256,
              "finetune": settings.deciding}
     usual = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")

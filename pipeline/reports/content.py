@@ -100,9 +100,10 @@ def learning_curve(run: Run, spec_sha256: str) -> dict[str, Any] | None:
     own = run.metrics.get("head")
     curves = learning_curves(run.path.parent, run.metrics["dataset"], spec_sha256) if spec_sha256 else []
     curves.sort(key=lambda curve: curve["head"] != own)
-    series, sentences = [], []
+    series, sentences, several = [], [], Counter(curve["head"] for curve in curves)
     for number, curve in enumerate(curves[:MOST_CURVES]):
-        head, said = curve["head"], "{head}, {n} images: {mean:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})"
+        told = f" ({curve['told']})" if several[curve["head"]] > 1 and curve.get("told") else ""
+        head, said = curve["head"] + told, "{head}, {n} images: {mean:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})"
         points = [Point(one["n"], one["mean"], one["ci95"][0], one["ci95"][1], said.format(**one))
                   for one in sorted(curve["points"], key=lambda one: one["n"])]  # fmt: skip
         series.append(Series(head, points, band=True, colour=number))

@@ -143,20 +143,36 @@ def latest_run(runs_dir: Path) -> Run:
 
 
 def save_learning_curve(runs_dir: Path, dataset: str, spec_sha256: str, curve: Mapping[str, Any]) -> Path:
-    """Keep one head's learning curve where reports find it, instead of an older one of these features and this head.
+    """Keep one head's learning curve where reports find it: instead of one with the same ``asked``, beside any other.
 
     Raises
     ------
     RunError
         If it cannot be written.
     """
-    path = runs_dir / CURVES / f"{_curve_of(dataset, spec_sha256)}-{curve['head']}.json"
+    name = f"{_curve_of(dataset, spec_sha256)}-{curve['head']}"
+    path = next(path for path in _numbered(runs_dir / CURVES, name, ".json") if _is_free(path, curve["asked"]))
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
         fresh.replace(path)
     return path
+
+
+def _numbered(folder: Path, name: str, suffix: str = "") -> Iterator[Path]:
+    """Yield a path, then the same with 2, 3 and so on behind its name."""
+    yield folder / f"{name}{suffix}"
+    yield from (folder / f"{name}-{number}{suffix}" for number in itertools.count(2))
+
+
+def _is_free(path: Path, asked: Mapping[str, Any]) -> bool:
+    """Tell whether there is nothing yet, or what these very settings gave."""
+    if not path.is_file():
+        return True
+    with suppress(RunError):
+        return _read(path, json.loads).get("asked") == json.loads(json.dumps(asked))
+    return False
 
 
 def save_evaluation(
@@ -233,22 +249,21 @@ def place_for(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> 
     overwrite : bool
         Replace the run of that name, whatever it is.
     """
-    asked = json.loads(json.dumps(asked))
-    for number in itertools.count(1):
-        place = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        if not (place / "metrics.json").is_file():
-            taken = "" if number == 1 else f"{path.name} has other settings and stays; this run is {place.name}."
-            return Place(place, taken + (" --overwrite would replace it." if taken else ""))
-        older = _read(place / "metrics.json", json.loads)
-        if older.get("asked") == asked:
-            return Place(place, f"{place.name} was there with the same settings, and is updated.")
-        if overwrite:
-            return Place(place, f"{place.name} was replaced{_scored(older)}; it had other settings.")
-    raise AssertionError("numbers end")
+    place = next(place for place in _numbered(path.parent, path.name)
+                 if overwrite or _is_free(place / "metrics.json", asked))  # fmt: skip
+    if not (place / "metrics.json").is_file():
+        taken = f"{path.name} has other settings and stays; this run is {place.name}. --overwrite would replace it."
+        return Place(place, taken if place != path else "")
+    if _is_free(place / "metrics.json", asked):
+        return Place(place, f"{place.name} was there with the same settings, and is updated.")
+    return Place(place, f"{place.name} was replaced{_scored(place)}; it had other settings.")
 
 
-def _scored(metrics: Mapping[str, Any]) -> str:
-    """Return what a run scored, in brackets."""
+def _scored(place: Path) -> str:
+    """Return what a run scored, in brackets; nothing of one that cannot be read."""
+    metrics: Mapping[str, Any] = {}
+    with suppress(RunError):
+        metrics = _read(place / "metrics.json", json.loads)
     split = next((name for name in reversed(SPLITS) if name in metrics.get("splits", {})), None)
     return f" (accuracy {metrics['splits'][split]['accuracy']:.4f} on {split})" if split else ""
 

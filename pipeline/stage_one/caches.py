@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from ..data.augmentation import Views
 from ..data.digests import digest_files, memo_file
 from ..engines import Embedder, Running
 from ..runs.run import list_runs
-from ..store import FeatureCache, cache_path, list_caches, nearest, open_caches, verify_cache
+from ..store import FeatureCache, cache_path, list_caches, nearest, open_caches, roots, verify_cache
 from ..store.catalog import CacheEntry, superseded, unused
+from ..store.layout import as_keys
 from ..store.spec import ABSENT
 
 MADE_BY_EXTRACT = ("dataset", "root", "backbone", "label", "description")  # what its `meta` has
@@ -45,6 +47,49 @@ def with_views(backbone: Backbone, views: int | Views | None) -> Backbone:
     return backbone if views is None else replace(backbone, views=views if isinstance(views, Views) else Views(views))
 
 
+def load_named(
+    data: str, name: str | None = None, *, cache_dir: str | Path = "cache", **how: Any
+) -> Dataset:
+    """Load a data set under a name that no other images' caches have.
+
+    Parameters
+    ----------
+    data, cache_dir, **how
+        See `pipeline.data.load_dataset`.
+    name : str, optional
+        By default the folder's. Where caches of that name describe another folder, which is still there and has other
+        images for the most part, the name of the folder above is put before it, or a number behind it.
+    """
+    dataset = load_dataset(data, cache_dir=cache_dir, **how)
+    return replace(dataset, name=name or _name_for(dataset, Path(cache_dir)))
+
+
+def _name_for(dataset: Dataset, cache_dir: Path) -> str:
+    name, root = dataset.name, dataset.root
+    if not isinstance(root, Path) or root.absolute().is_relative_to(cache_dir.absolute()):
+        return name  # a URL tells itself apart, and what this program made has a name of its own
+    above = root.absolute().parent.name
+    described = {other: roots(cache_dir, other) for other in (name, *([f"{above}-{name}"] if above else []))}
+    for number in itertools.count(2):
+        for other, there in described.items():
+            if str(root) in there:
+                return other
+        for other, there in described.items():
+            if not any(Path(place).exists() and not _alike(path, dataset) for place, path in there.items()):
+                return other
+        described[f"{name}-{number}"] = roots(cache_dir, f"{name}-{number}")
+    raise AssertionError("numbers end")
+
+
+def _alike(path: Path, dataset: Dataset) -> bool:
+    """Tell whether half of a cache's images, or more, are in a data set: then that is a copy, perhaps changed since."""
+    try:
+        with FeatureCache.open(path) as cache:
+            return len(cache) == 0 or np.isin(as_keys(cache.digests), as_keys(dataset.digests)).mean() >= 0.5
+    except CacheError:
+        return True  # it is mended by whoever extracts
+
+
 @dataclass(frozen=True)
 class CacheChoice:
     """Which cache: the files that are named, or the one that belongs to a data set and a backbone.
@@ -59,6 +104,8 @@ class CacheChoice:
     views : int or Views, optional
         As they were given to `extract`.
     cache_dir : path-like
+    dataset_name : str, optional
+        See `load_named`.
     """
 
     data: str
@@ -66,6 +113,7 @@ class CacheChoice:
     features: Features | None = None
     views: int | Views | None = None
     cache_dir: str | Path = "cache"
+    dataset_name: str | None = None
 
     @contextmanager
     def opened(self, progress: Progress = silent) -> Iterator[FeatureCache]:
@@ -80,7 +128,7 @@ class CacheChoice:
             cache = open_caches([self.features] if isinstance(self.features, (str, Path)) else self.features)
         else:
             network = with_views(backbone_of(self.backbone, cache_dir=self.cache_dir), self.views)
-            cache = find_cache(self.data, network, cache_dir=self.cache_dir, progress=progress)
+            cache = find_cache(self.data, network, self.dataset_name, cache_dir=self.cache_dir, progress=progress)
         with cache:
             asked = self.views.count if isinstance(self.views, Views) else self.views
             if asked not in (None, cache.views):
@@ -91,8 +139,9 @@ class CacheChoice:
 
 
 def find_cache(
-    data: str, backbone: Backbone, *, cache_dir: str | Path = "cache", progress: Progress = silent
-) -> FeatureCache:
+    data: str, backbone: Backbone, name: str | None = None, *, cache_dir: str | Path = "cache",
+    progress: Progress = silent,
+) -> FeatureCache:  # fmt: skip
     """Open the cache of a data set under a backbone. It says the same as the images do now, or this raises.
 
     Raises
@@ -101,7 +150,7 @@ def find_cache(
         If there is none (the nearest one and the fields in which it differs are named), or images, labels or
         splits changed since (the first few are named).
     """
-    dataset = load_dataset(data, cache_dir=cache_dir, progress=progress)
+    dataset = load_named(data, name, cache_dir=cache_dir, progress=progress)
     path = cache_path(Path(cache_dir), dataset.name, backbone.name, backbone.spec)
     if not path.exists():
         raise CacheError(_missing(Path(cache_dir), data, dataset, backbone))
@@ -109,8 +158,8 @@ def find_cache(
     origin = cache.meta.get("origin", {})
     val_fraction, limits = origin.get("val_fraction"), Limits(**origin.get("limits", {}))
     if (val_fraction, limits) != (None, dataset.limits):
-        dataset = load_dataset(
-            data, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
+        dataset = load_named(
+            data, name, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
         )
     if changed := changes(cache, dataset):
         cache.close()

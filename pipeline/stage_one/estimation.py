@@ -17,12 +17,12 @@ from ..backbones import DEFAULT, Backbone
 from ..core.errors import PipelineError
 from ..core.machine import available_memory
 from ..core.progress import Progress, silent
-from ..data import DEFAULT_DATA, Dataset, Limits, UnreadableImageError, load_dataset
+from ..data import DEFAULT_DATA, Dataset, Limits, UnreadableImageError
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Embedder, Running
 from ..store import CacheWriter, Spec, cache_path, survey
-from .caches import backbone_of, with_views
+from .caches import backbone_of, load_named, with_views
 
 SAMPLE, SECONDS = 512, 10.0  # images at most, and the time after which no more are begun
 CHUNK = 8  # images handed to a worker at once
@@ -42,6 +42,7 @@ def estimate(
     machines: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -54,15 +55,18 @@ def estimate(
 
     Parameters
     ----------
-    data, backbone, views, val_fraction, rehash, retry_failed, limits, cache_dir, batch_size, workers, device, engine
+    data, backbone, views, val_fraction, rehash, retry_failed, limits, cache_dir, dataset_name
+        See `extract`.
+    batch_size, workers, device, engine
         See `extract`.
     machines : int, optional
         Tell also what a cluster of so many machines like this one would take.
     """
     network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
-    dataset = load_dataset(
-        data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
-    )
+    dataset = load_named(
+        data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits,
+        progress=progress,
+    )  # fmt: skip
     return estimate_extraction(
         dataset, network, Running(device, engine, batch_size, workers), cache_dir=Path(cache_dir),
         retry_failed=retry_failed, machines=machines, progress=progress,

@@ -13,13 +13,13 @@ from ..backbones import DEFAULT, POOLED, Backbone, description
 from ..core.errors import CacheError, DataError
 from ..core.machine import installed
 from ..core.progress import Progress, silent
-from ..data import DEFAULT_DATA, Dataset, Limits, load_dataset
+from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
 from ..engines.engine import accelerated
 from ..store import CacheWriter, FeatureCache, Plan, cache_path
-from .caches import backbone_of, with_views
+from .caches import backbone_of, load_named, with_views
 from .computer import computer_of
 
 LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py")
@@ -41,6 +41,7 @@ def extract(
     strict: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -68,6 +69,8 @@ def extract(
     strict : bool
         Make an image that cannot be read an error. All other rows are kept for the next run.
     cache_dir : path-like
+    dataset_name : str, optional
+        By which the cache is filed; by default the folder's name, see `pipeline.stage_one.caches.load_named`.
 
     Returns
     -------
@@ -86,9 +89,10 @@ def extract(
     ...     X, y = cache.split("train")
     """
     network = with_views(backbone_of(backbone, weights, layer, precision, seed, cache_dir=cache_dir), views)
-    dataset = load_dataset(
-        data, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits, progress=progress
-    )
+    dataset = load_named(
+        data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits,
+        progress=progress,
+    )  # fmt: skip
     done = extract_features(
         dataset, network, Running(device, engine, batch_size, workers), cache_dir=Path(cache_dir),
         retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress,

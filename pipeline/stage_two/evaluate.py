@@ -12,13 +12,14 @@ import numpy as np
 from ..backbones import Backbone
 from ..core.errors import CacheError, DataError, UnknownNameError
 from ..core.progress import Progress, silent
-from ..data import Dataset, Limits, load_dataset
+from ..data import Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
 from ..evaluation import evaluate
 from ..evaluation.comparison import compared
 from ..runs.classifier import ImageClassifier
 from ..runs.run import Run, prediction_rows, save_evaluation
+from ..stage_one.caches import load_named
 from ..stage_one.extraction import extract_features
 from ..store import FeatureCache, cache_path, open_caches
 from ..store.layout import as_keys, find
@@ -72,6 +73,7 @@ def evaluate_runs(
     split: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     batch_size: int | None = None,
     workers: int | None = None,
@@ -88,7 +90,7 @@ def evaluate_runs(
         As `pipeline.extract` takes it.
     split : str, optional
         Which images: a split of the data, or ``all``. By default those of its own test, else of its val, else all.
-    limits, cache_dir, batch_size, workers, device, engine
+    limits, cache_dir, dataset_name, batch_size, workers, device, engine
         See `pipeline.extract`.
 
     Returns
@@ -105,7 +107,7 @@ def evaluate_runs(
     """
     cache_dir, runs_dir = Path(cache_dir), Path(runs_dir)
     opened = [run if isinstance(run, Run) else Run.open(run, runs_dir) for run in runs]
-    dataset = load_dataset(data, cache_dir=cache_dir, val_fraction=0.0, limits=limits, progress=progress)
+    dataset = load_named(data, dataset_name, cache_dir=cache_dir, val_fraction=0.0, limits=limits, progress=progress)
     split, chosen = _chosen(dataset, split)
     running = Running(device, engine, batch_size, workers)
     found = [_evaluated(run, dataset, data, split, chosen, running, cache_dir, progress) for run in opened]
@@ -175,8 +177,8 @@ def _cached(
             val_fraction = cache.meta.get("origin", {}).get("val_fraction")
     except CacheError:
         val_fraction = None
-    listed = load_dataset(
-        data, cache_dir=cache_dir, val_fraction=val_fraction, limits=dataset.limits, progress=progress
+    listed = load_named(
+        data, dataset.name, cache_dir=cache_dir, val_fraction=val_fraction, limits=dataset.limits, progress=progress
     )
     origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(dataset.limits)}
     return extract_features(listed, backbone, running, cache_dir=cache_dir, origin=origin, progress=progress).path

@@ -44,6 +44,7 @@ def train_head(
     name: str | None = None,
     overwrite: bool = False,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
 ) -> Run:
@@ -53,7 +54,7 @@ def train_head(
     ----------
     head : str
         A name in `pipeline.heads.HEADS`.
-    data, backbone
+    data, backbone, dataset_name
         Which cache: as they were given to `extract`.
     features : path-like or sequence of them, optional
         A cache file, instead of those; of several, the features of the same images side by side.
@@ -85,7 +86,7 @@ def train_head(
         If there is no cache for this, or the images changed since.
     """
     training = Training(settings or {}, seed, sweep, repeats, tta, max_memory, scheduler)
-    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
+    with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         return _train(cache, head, training, calibration, Path(runs_dir), name, overwrite, progress)
 
 
@@ -124,6 +125,7 @@ def train_heads(
     scheduler: str | None = None,
     overwrite: bool = False,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
 ) -> list[Run]:
@@ -142,7 +144,7 @@ def train_heads(
     common, place = Training({}, seed, sweep, repeats, tta, memory_limit(max_memory), scheduler), Path(runs_dir)
     jobs = [(name, replace(common, settings={key: wanted[key] for key in wanted if key in HEADS[name].settings}))
             for name in heads]
-    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
+    with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         each = common.max_memory // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
             return [_train(cache, name, training, calibration, place, overwrite=overwrite, progress=progress)
@@ -178,6 +180,7 @@ def learning_curve(
     features: Features | None = None,
     views: int | Views | None = None,
     cache_dir: str | Path = "cache",
+    dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress = silent,
     **options: Any,
@@ -190,7 +193,7 @@ def learning_curve(
     ----------
     heads : sequence of str
         Names in `pipeline.heads.HEADS`.
-    data, backbone, features, views
+    data, backbone, features, views, dataset_name
         See `train_head`.
     **options
         Sizes or shots, repeats, settings, seed: see `pipeline.stage_two.learning_curve.learning_curve`.
@@ -203,12 +206,14 @@ def learning_curve(
     from .learning_curve import as_values, fewer_than_asked
     from .learning_curve import learning_curve as curve
 
-    with CacheChoice(data, backbone, features, views, cache_dir).opened(progress) as cache:
+    with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         found = as_values(*curve(cache, heads, progress=progress, **options))
+        given = [f"{key}={value}" for key, value in (options.get("settings") or {}).items()]
+        told = ", ".join(given + [f"{key}={options[key]}" for key in ("repeats", "seed") if options.get(key)])
         for head in heads:
             own = {key: [one for one in found[key] if one["head"] == head] for key in ("points", "forecasts")}
             save_learning_curve(Path(runs_dir), cache.meta["dataset"], cache.spec.sha256,
-                                {"head": head, "split": found["split"], **own})
+                                {"head": head, "split": found["split"], "asked": options, "told": told, **own})
         fewer = fewer_than_asked(cache.labels[cache.indices("train")], options.get("sizes"), options.get("shots"))
         return {**found, "notes": [*cache.notes, *fewer]}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..core.registry import lazy_names
 
 if TYPE_CHECKING:
-    from .catalog import CacheEntry, list_caches, nearest, remove, superseded, unused, verify_cache
+    from .catalog import CacheEntry, list_caches, nearest, remove, roots, superseded, unused, verify_cache
     from .disk import hold
     from .feature_cache import FeatureCache
     from .joined_cache import JoinedCache, open_caches
@@ -35,6 +35,7 @@ _HOMES = {
     "nearest": "catalog",
     "open_caches": "joined_cache",
     "remove": "catalog",
+    "roots": "catalog",
     "superseded": "catalog",
     "survey": "row_index",
     "unused": "catalog",
@@ -56,6 +57,7 @@ __all__ = [
     "nearest",
     "open_caches",
     "remove",
+    "roots",
     "superseded",
     "survey",
     "unused",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from ..core.progress import Progress, silent
 from .blocks import Digester
 from .disk import DISK, Disk, hold
 from .feature_cache import FeatureCache
-from .hdf5 import parts_listed
-from .layout import StaleCacheError
+from .hdf5 import open_hdf5, parts_listed
+from .layout import StaleCacheError, read_meta
 from .paths import CachePlaces, owner, safe_name, split_name
 from .plan import read_header
 from .publishing import sweep
@@ -61,6 +62,15 @@ class CacheEntry:
     def age(self) -> float:
         """Seconds since the last change."""
         return max(0.0, time.time() - self.modified)
+
+
+def roots(cache_dir: Path, dataset: str) -> dict[str, Path]:
+    """Return the folders that the caches of a data set describe, each with one of its caches; damaged ones say none."""
+    found = {}
+    for path in sorted((cache_dir / safe_name(dataset)).glob("*.h5")):
+        with suppress(CacheError), open_hdf5(path) as file:
+            found[str(read_meta(file, path).get("root", ""))] = path
+    return {root: path for root, path in found.items() if root}
 
 
 def list_caches(cache_dir: Path | str) -> list[CacheEntry]:

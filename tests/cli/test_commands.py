@@ -333,6 +333,30 @@ def test_a_run_of_that_name_with_other_settings_stays_unless_it_is_to_be_replace
     assert runs() == ["run", "run-2", "run-3"] and Run.open("run").config() != first
 
 
+def test_folders_of_the_same_name_are_told_apart_by_their_place(tiles, project):
+    images = {name: project.folder / name / "images" for name in ("shop", "zoo", "copy")}
+    shutil.copytree(tiles, images["shop"])
+    for path in tiles.rglob("*.png"):
+        label = {"china": "elephant", "flower": "ape"}[path.parent.name]
+        (images["zoo"] / path.parent.parent.name / label).mkdir(parents=True, exist_ok=True)
+        Image.open(path).rotate(90).save(images["zoo"] / path.parent.parent.name / label / path.name)
+
+    def extract(name: str, *words: str) -> tuple[str, int]:
+        done = project.json("extract", "--data", images[name], "--backbone", "pixels", *words)
+        return Path(done["path"]).parent.name, done["computed"]
+
+    assert (extract("shop"), extract("zoo")) == (("images", 2 * TILES), ("zoo-images", 2 * TILES))
+    for name, dataset in (("shop", "images"), ("zoo", "zoo-images"), ("shop", "images")):
+        (run,) = project.json("train-head", "--data", images[name], "--backbone", "pixels")["runs"]
+        assert run["name"] == f"{dataset}-pixels-logistic" and extract(name) == (dataset, 0)
+    shutil.copytree(images["shop"], images["copy"])
+    assert extract("copy") == ("images", 0)  # the same images
+    images["shop"].parent.rename(project.folder / "store")
+    images["shop"] = project.folder / "store" / "images"
+    assert extract("shop") == ("images", 0)  # moved, not another one
+    assert extract("zoo", "--dataset-name", "animals")[0] == "animals"
+
+
 def test_runs_are_listed_shown_and_removed(tiles, warm):
     for words in (["--head", "ridge"], ["--head", "knn", "--set", "k=3"]):
         warm.run("train-head", "--data", tiles, *words)
@@ -495,6 +519,10 @@ def test_few_shot_figures_and_the_learning_curve(tiles, warm):
     code, out, _ = warm.run("train-head", "--data", tiles, "--head", "ridge", "--shots", "1,2,4", "--repeats", 2)
     assert code == 0 and "with twice the labels expect" in out
     assert [path.name for path in Path("runs").iterdir()] == ["learning-curves"]
+    again = ("learning-curve", "--data", tiles, "--head", "ridge", "--sizes", "6,12,24", "--repeats", 2)
+    assert warm.run(*again)[0] == 0  # takes the place of the first one, not of that of other settings
+    assert sorted(path.name.partition("-")[2].partition("-")[2] for path in Path("runs/learning-curves").iterdir()) == [
+        "knn.json", "ridge-2.json", "ridge.json"]
     assert "invalid" in warm.error("learning-curve", "--data", tiles, "--shots", "a,b")
 
 
