@@ -13,7 +13,7 @@ Examples
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .core.registry import lazy_names
 
@@ -26,11 +26,16 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .finetuning import FinetuneSettings
     from .finetuning.finetune import finetune
-    from .heads import LinearHead, make_head
+    from .heads import HEADS, LinearHead, make_head
+    from .reports.page import write_report as report
     from .runs import ImageClassifier, Prediction, Run
+    from .runs.classifier import predict
+    from .runs.export import export
     from .runs.scores import compare
     from .stage_one import estimate, extract
     from .stage_two import train_head, train_heads
+    from .stage_two.evaluate import evaluate_runs
+    from .stage_two.train import learning_curve
     from .store import FeatureCache
 
 _HOMES = {
@@ -38,6 +43,7 @@ _HOMES = {
     "Dataset": "data",
     "FeatureCache": "store",
     "FinetuneSettings": "finetuning",
+    "HEADS": "heads",
     "ImageClassifier": "runs",
     "LinearHead": "heads",
     "PipelineError": "core.errors",
@@ -48,16 +54,22 @@ _HOMES = {
     "compare": "runs.scores",
     "estimate": "stage_one",
     "evaluate": "evaluation",
+    "evaluate_runs": "stage_two.evaluate",
+    "export": "runs.export",
     "extract": "stage_one",
     "finetune": "finetuning.finetune",
+    "learning_curve": "stage_two.train",
     "load_dataset": "data",
     "make_head": "heads",
+    "predict": "runs.classifier",
+    "report": "reports.page:write_report",
     "resolve": "backbones",
     "train_head": "stage_two",
     "train_heads": "stage_two",
 }
 
 __all__ = [
+    "HEADS",
     "Backbone",
     "Dataset",
     "FeatureCache",
@@ -72,13 +84,30 @@ __all__ = [
     "compare",
     "estimate",
     "evaluate",
+    "evaluate_runs",
+    "export",
     "extract",
     "finetune",
+    "learning_curve",
     "load_dataset",
     "make_head",
+    "predict",
+    "report",
     "resolve",
     "train_head",
     "train_heads",
 ]
 
-__getattr__ = lazy_names(__name__, _HOMES)
+_named = lazy_names(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from .core.machine import installed
+
+        return installed("image-feature-pipeline")
+    return _named(name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ..core.errors import PipelineError
+from ..core.machine import installed
 from .parser import command_parser
 from .recipes.run import add_commands
 
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command. Imports nothing heavy: ``--help`` answers at once."""
     parser, verbs = command_parser()
     add_commands(verbs)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {installed('image-feature-pipeline')}")
     return parser
 
 
@@ -31,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # read when torch is imported: threads that wait by spinning make a busy machine several times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        options = build_parser().parse_args(arguments)
+        parser = build_parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help()
+            return DONE
+        options = parser.parse_args(arguments)
         result = options.command(options)
         sys.stdout.flush()
         return DONE if result is None else result

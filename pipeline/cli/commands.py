@@ -38,6 +38,7 @@ def extract(options: argparse.Namespace) -> None:
     from ..stage_one.extraction import extract
 
     scheduler = scheduler_of(options)
+    note_builtin(options)
     asked: dict[str, Any] = {
         "views": views_of(options), "val_fraction": options.val_fraction, "rehash": options.rehash,
         "retry_failed": options.retry_failed, "limits": limits_of(options), "cache_dir": options.cache_dir,
@@ -79,6 +80,7 @@ def train_head(options: argparse.Namespace) -> None:
     from ..stage_two.train import train_head, train_heads
 
     sweep, scheduler = _sweep(options), scheduler_of(options)
+    note_builtin(options)
     if scheduler and (sweep is None or options.shots):
         raise PipelineError("--backend dask is for the many fits of a sweep: add --sweep (or --grid), or leave it out.")
     if options.shots:
@@ -118,6 +120,12 @@ def train_head(options: argparse.Namespace) -> None:
         print(f"saved {runs[0].path}")
 
 
+def note_builtin(options: argparse.Namespace) -> None:
+    """Say whose images these are where none were named."""
+    if options.builtin and not getattr(options, "features", None):
+        print_notes([f"--data was left out: these are the built-in images, {options.data}."])
+
+
 def learning_curve(options: argparse.Namespace) -> None:
     from ..backbones import DEFAULT
     from ..stage_two.train import learning_curve as curve
@@ -150,6 +158,7 @@ def finetune(options: argparse.Namespace) -> None:
     from ..finetuning.finetune import finetune
     from ..runs.scores import ranked
 
+    note_builtin(options)
     fields = {field.name for field in dataclasses.fields(FinetuneSettings)}
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
     run = finetune(

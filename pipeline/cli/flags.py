@@ -11,11 +11,31 @@ from typing import Any, NoReturn
 
 from ..core.errors import PipelineError, UnknownNameError, suggestion
 
-HEAD_SETTINGS: dict[str, Any] = {  # the tutorial's names; any other setting of a head goes through --set
-    "--scaling": str, "--class-weight": str, "--C": str, "--epochs": int, "--lr": float, "--momentum": float,
-    "--weight-decay": float, "--label-smoothing": float, "--optimizer": str, "--schedule": str, "--step-size": int,
-    "--gamma": float, "--resample": bool,
-}  # fmt: skip
+HEAD_SETTINGS: dict[str, tuple[Any, str, str]] = {  # the tutorial's names; any other setting goes through --set
+    "--scaling": (str, "KIND", "what is done to features first: none, standardize, l2 or pca-whiten: all heads "
+                               "(standardize for linear, mlp, knn, gaussian-nb; none for the others)"),
+    "--class-weight": (str, "KIND", "balanced: each class counts alike: all but knn, nearest-centroid (default: each "
+                                    "image does)"),
+    "--C": (str, "VALUE", "inverse strength of the penalty: logistic, linear-svm (default: chosen on train), svm-rbf "
+                          "(10)"),
+    "--epochs": (int, "N", "passes over the training rows: linear (25), mlp (30)"),
+    "--lr": (float, "VALUE", "learning rate: linear, mlp (default: by the optimiser)"),
+    "--momentum": (float, "VALUE", "of SGD: linear, mlp (0.9)"),
+    "--weight-decay": (float, "VALUE", "linear (0), mlp (0.01)"),
+    "--label-smoothing": (float, "VALUE", "share of each target spread over all classes: linear, mlp (0)"),
+    "--optimizer": (str, "NAME", "sgd, adamw or lbfgs: linear (sgd); sgd or adamw: mlp (adamw)"),
+    "--schedule": (str, "NAME", "of the learning rate: step, cosine or constant: linear, mlp (cosine)"),
+    "--step-size": (int, "N", "epochs between steps of the schedule step: linear, mlp (7)"),
+    "--gamma": (float, "VALUE", "factor of each step of the schedule step: linear, mlp (0.1); of svm-rbf, the kernel's "
+                                "inverse squared width (by the features)"),
+    "--resample": (bool, "", "draw training rows with each class equally often: linear, mlp"),
+}
+OTHER_SETTINGS = (
+    "k, metric, votes, T of knn; alpha of ridge; shrinkage of lda; smoothing of gaussian-nb; hidden, dropout of mlp; "
+    "gamma_factor of svm-rbf; n_estimators of random-forest; max_features, min_samples_leaf of random-forest and "
+    "hist-gradient-boosting; learning_rate, max_leaf_nodes, l2_regularization of hist-gradient-boosting; max_iter of "
+    "logistic, linear-svm and hist-gradient-boosting; device of linear and mlp"
+)
 
 BACKENDS = ("local", "dask")
 
@@ -38,6 +58,13 @@ class Parser(argparse.ArgumentParser):
             known = [flag for flag in options.parser._option_string_actions if flag.startswith("--")]
             hint = suggestion(left_over[0], known, most=0).split(" Known:")[0]
             raise PipelineError(f"Unknown argument {left_over[0]!r}.{hint} `{options.parser.prog} --help` lists all.")
+        if getattr(options, "place", None) is not None:
+            if options.data is not None:
+                raise PipelineError(f"Give the data once: {options.place!r}, or --data {options.data!r}.")
+            options.data = options.place
+        options.builtin = getattr(options, "usual_data", None) is not None and options.data is None
+        if options.builtin:
+            options.data = options.usual_data
         if getattr(options, "limit", None) is not None:
             options.data = f"{options.data}[:{options.limit}]"
         return options
@@ -86,12 +113,13 @@ def add_head(parser: Parser) -> None:
     add_data(parser, splitting=False)
     add_backbone(parser)
     add_views(parser)
-    settings = parser.add_argument_group("settings of the head (its own defaults apply)")
-    for flag, kind in HEAD_SETTINGS.items():
-        more = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": "X"}
-        settings.add_argument(flag, **more)
-    settings.add_argument("-b", "--batch-size", type=int, metavar="X")
-    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other setting")
+    settings = parser.add_argument_group("settings of the head (those that have one, each with its default)")
+    for flag, (kind, metavar, words) in HEAD_SETTINGS.items():
+        more = {"action": "store_true", "default": None} if kind is bool else {"type": kind, "metavar": metavar}
+        settings.add_argument(flag, help=words, **more)
+    settings.add_argument("-b", "--batch-size", type=int, metavar="N", help="rows a step: linear (32), mlp (64)")
+    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                          help=f"any other setting (repeatable): {OTHER_SETTINGS}")
 
 
 def add_features(parser: Parser) -> None:
@@ -101,11 +129,14 @@ def add_features(parser: Parser) -> None:
                              "images side by side")
 
 
-def add_data(parser: Parser, splitting: bool = True) -> None:
+def add_data(parser: Parser, splitting: bool = True, positional: bool = True) -> None:
     """Which images: ``--data``, ``--cache-dir`` and, where splits can be decided, ``--val-fraction``."""
     from ..data import DATASETS, DEFAULT_DATA
 
-    parser.add_argument("--data", default=DEFAULT_DATA, metavar="DATA",
+    parser.set_defaults(usual_data=DEFAULT_DATA)
+    if positional:
+        parser.add_argument("place", nargs="?", metavar="DATA", help="the same as --data DATA")
+    parser.add_argument("--data", metavar="DATA",
                         help=f"a folder, a CSV file (path,label[,split]), .zip, .tar or .parquet files, a URL, "
                              f"{', '.join(DATASETS)}, or torchvision:NAME "
                              f"(default: {DEFAULT_DATA})")
@@ -117,7 +148,7 @@ def add_data(parser: Parser, splitting: bool = True) -> None:
                         help="by which caches and runs are filed (default: the folder's name, told apart from another "
                              "folder's of that name by its place)")
     if splitting:
-        parser.add_argument("--val-fraction", type=float, metavar="X",
+        parser.add_argument("--val-fraction", type=float, metavar="SHARE",
                             help="share of the images without a given split that becomes val (default: 0.2)")
 
 
@@ -231,7 +262,7 @@ def add_sweep(parser: Parser) -> None:
     group.add_argument("--calibrate", nargs="?", const="cv", metavar="cv|val",
                        help="make probabilities honest by cross-validation on train (default) or on val, and learn "
                             "which labels are possible and which images are strange: `predict` tells")
-    group.add_argument("--coverage", type=float, default=0.9, metavar="X",
+    group.add_argument("--coverage", type=float, default=0.9, metavar="SHARE",
                        help="how often --calibrate's sets of possible labels hold the truth (default: 0.9)")
     group.add_argument("--repeats", type=int, default=1, metavar="N", help="train with N seeds and tell the spread")
     parser.add_argument("--max-memory", type=memory, metavar="SIZE",
@@ -241,18 +272,32 @@ def add_sweep(parser: Parser) -> None:
                        help="few-shot figures with so many images a class, as `learning-curve --shots`")
 
 
+def described(settings: type) -> dict[str, str]:
+    """Return what a class's docstring says of each parameter, for ``--help``: its choices, and its description."""
+    found: dict[str, str] = {}
+    section = (settings.__doc__ or "").split("Parameters\n")[1].split("\n\n")[0]
+    for names, kind, words in re.findall(r"^    (\w[\w, ]*) : (.*)\n((?:        .*\n?)*)", section, re.M):
+        choices = ", ".join(re.findall(r"'([^']+)'", kind)) + ": " if kind.startswith("{") else ""
+        text = " ".join(words.replace("`", "").split()).rstrip(".")
+        text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
+        found |= dict.fromkeys(names.split(", "), f"{choices}{text}")
+    return found
+
+
 def add_finetune_settings(parser: Parser) -> None:
     """One flag a field of `FinetuneSettings`, with its default."""
     from ..finetuning import STRATEGIES, FinetuneSettings
 
-    short = {"batch_size": ["-b"], "workers": ["-j"]}
+    short, about = {"batch_size": ["-b"], "workers": ["-j"]}, described(FinetuneSettings)
     for field in dataclasses.fields(FinetuneSettings):
         flags = [*short.get(field.name, []), f"--{field.name.replace('_', '-')}"]
         if field.name == "seed":
             continue
+        usual = "none" if field.default == "" else field.default
+        words = f"{about[field.name]} (default: {usual})".replace("%", "%%")
         if isinstance(field.default, bool):
-            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None)
+            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None, help=words)
         else:
-            known = f"{', '.join(STRATEGIES)} " if field.name == "strategy" else ""
-            help_ = f"{known}(default: {field.default})"
-            parser.add_argument(*flags, type=type(field.default), metavar="X", help=help_)
+            metavar = {int: "N", float: "VALUE"}.get(type(field.default), "NAME")
+            known = f"{', '.join(STRATEGIES)}: " if field.name == "strategy" else ""
+            parser.add_argument(*flags, type=type(field.default), metavar=metavar, help=known + words)

@@ -31,7 +31,7 @@ def _add_show(verbs: Any) -> None:
     parser.add_argument("--augmentation", metavar="NAME",
                         help=f"random training views instead: {', '.join(AUGMENTATIONS)}")
     parser.add_argument("--count", type=int, default=24, metavar="N", help="images (default: 24)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("show.png"), metavar="FILE", help="default: show.png")
 
 
@@ -59,7 +59,7 @@ def _add_summary(verbs: Any) -> None:
     parser.add_argument("--layer", default=POOLED, metavar="NAME", help="where features are read (default: pooled)")
     parser.add_argument("--strategy", default="head-only", metavar="NAME",
                         help=f"{', '.join(STRATEGIES)} (default: head-only)")
-    parser.add_argument("--unfreeze", default="half", metavar="X",
+    parser.add_argument("--unfreeze", default="half", metavar="NAME",
                         help="of partial: half, last-N or a layer's name (default: half)")
     parser.add_argument("--classes", type=int, default=2, metavar="K", help="of the head (default: 2)")
     parser.add_argument("--depth", type=int, default=2, metavar="N",
@@ -94,19 +94,23 @@ def _add_audit(verbs: Any) -> None:
     add_views(parser)
     parser.add_argument("--runs", nargs="*", metavar="RUN",
                         help="runs to score again without the leaked images (default: all of this data set)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
-    parser.add_argument("--near", type=float, metavar="X", help="cosine from which two images count as nearly the same")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="where runs are (default: runs)")
+    parser.add_argument("--near", type=float, metavar="COSINE",
+                        help="from which two images count as nearly the same")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="for the contact sheets (default: runs/audit-DATA)")
     parser.add_argument("--fail-on", choices=("leaks", "label-errors"), action="append", default=[],
                         help="exit with 1 if there are any; may be given twice")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
 
 
 def _add_report(verbs: Any) -> None:
     parser = add_command(verbs, "report", report, "write a page about a run, for any browser")
     parser.add_argument("--run", help="name or folder of a run (default: the latest)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
-    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="where runs are (default: runs)")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
+                        help="where caches are (default: cache)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run's folder")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write each plot as a file of its own too")
     parser.add_argument("--format", default="svg", metavar="NAME", help="of the plots: svg (default) or png")
@@ -128,7 +132,8 @@ def report(options: argparse.Namespace) -> None:
 def _add_export(verbs: Any) -> None:
     parser = add_command(verbs, "export", export, "write a run as one file for other programs")
     parser.add_argument("--run", help="name or folder of a run (default: the latest)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="where runs are (default: runs)")
     parser.add_argument("--format", default="onnx", metavar="NAME", help="onnx (default) or torch-export")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 in the run's folder")
 

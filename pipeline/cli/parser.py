@@ -64,7 +64,7 @@ def command_parser() -> tuple[Parser, Any]:
     curve.add_argument("--sizes", type=numbers, metavar="N1,N2,…", help="training images (default: 5 %% to all)")
     curve.add_argument("--shots", type=numbers, metavar="K1,K2,…", help="images a class instead, such as 1,2,5,10,25")
     curve.add_argument("--repeats", type=int, default=3, metavar="N", help="random subsets a size (default: 3)")
-    curve.add_argument("--seed", type=int, default=0)
+    curve.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     curve.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
                        help="where reports find the curve")
 
@@ -81,12 +81,15 @@ def command_parser() -> tuple[Parser, Any]:
     compare.add_argument("--baseline", metavar="RUN", help="compare all others with this run, not only with the best")
     compare.add_argument("--html", type=Path, metavar="FILE",
                          help="write a page too: differences, classes, images on which runs disagree")
-    compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    compare.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                         help="where runs are (default: runs)")
 
     predict = add_command(verbs, "predict", commands.predict, "classify images with a run")
-    predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|ARCHIVE")
+    predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|ARCHIVE",
+                         help="image files, folders and archives of them, URLs")
     predict.add_argument("--run", help="name or folder of a run (default: the best of the newest data set)")
-    predict.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    predict.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                         help="where runs are (default: runs)")
     predict.add_argument("--csv", type=Path, metavar="FILE",
                          help="write all probabilities to a CSV file; goes on where it was interrupted")
     predict.add_argument("--parquet", type=Path, metavar="FILE", help="likewise to a Parquet file")
@@ -115,13 +118,14 @@ def _add_cache_commands(verbs: Any) -> None:
     verify = add_command(own, "verify", commands.cache_verify, "check every bit of caches; exit 1 if any is damaged")
     verify.add_argument("--recompute", type=int, default=0, metavar="N",
                         help="run N random images of each through the backbone again")
-    verify.add_argument("--device", default="auto")
+    verify.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, … (default: auto)")
     rm = add_command(own, "rm", commands.cache_rm, "remove caches")
     rm.add_argument("--keep-newest", action="store_true", help="all but the newest of each data set and backbone")
     rm.add_argument("--unused", action="store_true", help="those that no run was trained on")
-    rm.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    rm.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     rm.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     for parser in (verify, rm):
         parser.add_argument("paths", nargs="*", type=Path, metavar="FILE", help="cache files")
     for parser in (ls, verify, rm):
-        parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR")
+        parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
+                            help="where caches are (default: cache)")

@@ -22,7 +22,7 @@ def add_commands(verbs: Any) -> None:
     """Add ``runs ls|show|rm`` and ``evaluate``."""
     scored = add_command(verbs, "evaluate", evaluate, "score runs on labelled images that they were not made from")
     scored.add_argument("runs", nargs="+", metavar="RUN", help="names or folders; several are compared")
-    add_data(scored, splitting=False)
+    add_data(scored, splitting=False, positional=False)
     scored.add_argument("--split", metavar="NAME", help="which images (default: test, else val, else all)")
     scored.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
                         help="where runs are (default: runs)")

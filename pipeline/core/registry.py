@@ -39,12 +39,13 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     package : str
         Its ``__name__``.
     homes : mapping
-        From each name to the module below the package that defines it.
+        From each name to the module below the package that defines it; behind a colon, how it is called there.
     """
 
     def attribute(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        module, _, there = homes[name].partition(":")
+        return getattr(import_module(f"{package}.{module}"), there or name)
 
     return attribute

@@ -133,26 +133,33 @@ class FinetuneSettings:
     Parameters
     ----------
     strategy : str
-        One of `STRATEGIES`.
+        Which parts of the network learn, and from where they start: a name in `STRATEGIES`.
     unfreeze : str
         What `partial` trains: ``half``, ``last-N`` (blocks), or the name of a layer to start from.
     backbone_rate : float
         Of `discriminative`: the backbone's learning rate as a factor of the head's.
     layer_decay : float
         Of `discriminative`: each block's rate as a factor of the next one's.
-    epochs, batch_size : int
+    epochs : int
+        Passes over the training images.
+    batch_size : int
+        Images a step.
     accumulate : int
         Parts that a batch is computed in; gradients add up, so the step is the same and memory is less.
     optimizer : {'sgd', 'adamw'}
+        What makes steps of gradients.
     lr : float
         Learning rate at the start (of `one-cycle`: at the top).
     momentum : float
         Of SGD.
     weight_decay : float
+        Share of each weight that a unit of learning rate takes away.
     schedule : {'step', 'cosine', 'one-cycle', 'constant'}
-        `step` multiplies the rate by `gamma` every `step_size` epochs.
+        Of the learning rate; `step` multiplies it by `gamma` every `step_size` epochs.
     step_size : int
+        Epochs between steps of the schedule `step`.
     gamma : float
+        Factor of each of these steps.
     warmup : float
         Epochs during which the rate rises from 0.
     clip : float
@@ -177,6 +184,7 @@ class FinetuneSettings:
     select : {'best-on-val', 'last'}
         Which epoch's weights are kept. Without validation images it is the last.
     seed : int
+        Of everything random.
     deterministic : bool
         Refuse operations whose result depends on the order of threads.
     precision : {'auto', 'float32', 'bfloat16', 'float16'}

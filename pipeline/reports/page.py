@@ -26,14 +26,15 @@ MAPPED = 1000  # images on the map: t-SNE takes seconds for them
 
 
 def write_report(
-    run: Run, *, cache_dir: Path = Path("cache"), out: Path | None = None, plots: Path | None = None,
-    plot_format: str = "svg",
+    run: str | Path | Run, *, cache_dir: str | Path = "cache", out: Path | None = None, plots: Path | None = None,
+    plot_format: str = "svg", runs_dir: str | Path = "runs",
 ) -> Path:  # fmt: skip
     """Write a page about a run, for a browser without any network.
 
     Parameters
     ----------
-    run : Run
+    run : str, path or Run
+        By name below `runs_dir`, or folder.
     cache_dir : Path
         Where its features are; without them the page has no map.
     out : Path, optional
@@ -46,6 +47,7 @@ def write_report(
     PipelineError
         If something of the run cannot be read, or the page or its plots not be written.
     """
+    run, cache_dir = run if isinstance(run, Run) else Run.open(run, Path(runs_dir)), Path(cache_dir)
     if plots:
         check_format(plot_format)
     cache = content.cache_of(run, cache_dir)

@@ -22,6 +22,7 @@ from ..engines import Embedder, Running, is_prepared
 from ..evaluation import evaluate
 from ..store import Spec
 from .run import Run
+from .scores import best_run
 
 if TYPE_CHECKING:
     from ..heads import Head
@@ -308,6 +309,34 @@ class ImageClassifier:
                 possible=None if sets is None else tuple(self.classes[label] for label in order if sets[index, label]),
                 scores=None if raw is None else dict(zip(known_classes, raw[index], strict=True)),
             )
+
+
+def predict(
+    images: Any,
+    run: str | Path | Run | None = None,
+    *,
+    tta: bool = False,
+    runs_dir: str | Path = "runs",
+    cache_dir: str | Path = "cache",
+    progress: Progress = silent,
+) -> list[Prediction]:
+    """Classify images with a run.
+
+    Parameters
+    ----------
+    images, tta
+        As `ImageClassifier.predict` takes them.
+    run : str, path or Run, optional
+        By name below `runs_dir`, or folder; by default the most accurate of the newest data set, see
+        `pipeline.runs.scores.best_run`.
+
+    Returns
+    -------
+    list of Prediction
+        One an image, in order.
+    """
+    chosen = best_run(Path(runs_dir))[0] if run is None else run
+    return ImageClassifier.load(chosen, Path(runs_dir), cache_dir=cache_dir).predict(images, progress, tta=tta)
 
 
 def metadata_of(classes: Sequence[str], spec: Spec) -> dict[str, Any]:

@@ -28,7 +28,9 @@ class ExportError(PipelineError):
     """A run that cannot be exported, or an exported file that does not answer as the run does."""
 
 
-def export(run: Run, format: str = "onnx", out: Path | None = None) -> dict[str, Any]:
+def export(
+    run: str | Path | Run, format: str = "onnx", out: str | Path | None = None, *, runs_dir: str | Path = "runs"
+) -> dict[str, Any]:
     """Write a run as one file, load it again with the other runtime, and compare its answers with ours.
 
     The file takes ``pixels``, uint8 (N, H, W, 3), as the run's transform gives them (``transform`` in the metadata),
@@ -36,7 +38,8 @@ def export(run: Run, format: str = "onnx", out: Path | None = None) -> dict[str,
 
     Parameters
     ----------
-    run : Run
+    run : str, path or Run
+        By name below `runs_dir`, or folder.
     format : {'onnx', 'torch-export'}
     out : Path, optional
         By default ``model.onnx`` or ``model.pt2`` in the run's folder.
@@ -52,6 +55,7 @@ def export(run: Run, format: str = "onnx", out: Path | None = None) -> dict[str,
     ExportError
         If the head is not linear, a library is missing, or the file answers otherwise than the run.
     """
+    run = run if isinstance(run, Run) else Run.open(run, Path(runs_dir))
     if format not in FORMATS:
         raise UnknownNameError("format", format, FORMATS)
     classifier = ImageClassifier.load(run, device="cpu")
@@ -59,7 +63,7 @@ def export(run: Run, format: str = "onnx", out: Path | None = None) -> dict[str,
         raise ExportError(f"{run.name!r} takes the features of {len(classifier.backbone.parts)} backbones "
                           f"({classifier.backbone.name}): only runs of one backbone can be exported.")
     network, pixels = _network(classifier, run), _samples(classifier, run)
-    path = out or run.path / f"model{FORMATS[format]}"
+    path = Path(out) if out else run.path / f"model{FORMATS[format]}"
     metadata = {"classes": list(classifier.classes), "transform": classifier.backbone.parts[0].transform.to_dict(),
                 "run": run.name, "backbone": classifier.backbone.parts[0].name}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -153,7 +153,7 @@ def find_cache(
     dataset = load_named(data, name, cache_dir=cache_dir, progress=progress)
     path = cache_path(Path(cache_dir), dataset.name, backbone.name, backbone.spec)
     if not path.exists():
-        raise CacheError(_missing(Path(cache_dir), data, dataset, backbone))
+        raise CacheError(_missing(Path(cache_dir), data, dataset, backbone, name))
     cache = FeatureCache.open(path, spec=backbone.spec)
     origin = cache.meta.get("origin", {})
     val_fraction, limits = origin.get("val_fraction"), Limits(**origin.get("limits", {}))
@@ -164,7 +164,7 @@ def find_cache(
     if changed := changes(cache, dataset):
         cache.close()
         raise CacheError(
-            f"{path} is out of date: {changed}. Run `{extract_command(data, backbone)}` again: "
+            f"{path} is out of date: {changed}. Run `{extract_command(data, backbone, cache_dir, name)}` again: "
             "only new content takes a forward pass."
         )
     return cache
@@ -194,7 +194,9 @@ def changes(cache: FeatureCache, dataset: Dataset) -> str:
     return ", ".join(f"{len(paths)} images {kind} ({_first(paths)})" for kind, paths in found.items() if paths)
 
 
-def extract_command(data: str, backbone: Backbone) -> str:
+def extract_command(
+    data: str, backbone: Backbone, cache_dir: str | Path = "cache", dataset_name: str | None = None
+) -> str:
     """Return the command that brings this cache up to date."""
     words = ["pipeline", "extract", "--data", data]
     options = {
@@ -202,9 +204,11 @@ def extract_command(data: str, backbone: Backbone) -> str:
         "--weights": (backbone.weights.label, (*backbone.architecture.tags, None)[0]),
         "--layer": (backbone.layer, POOLED),
         "--precision": (backbone.precision, "float32"),
+        "--cache-dir": (str(cache_dir), "cache"),
+        "--dataset-name": (dataset_name, None),
     }
     for option, (value, default) in options.items():
-        words += [option, value] if value != default else []
+        words += [option, str(value)] if value != default else []
     words += ["--fast-decode"] if backbone.fast_decode else []
     words += ["--decoder", backbone.decoder] if backbone.decoder != "pillow" else []
     words += ["--resize", str(backbone.resize)] if backbone.resize else []
@@ -220,7 +224,7 @@ def _first(paths: Sequence[str], most: int = 3) -> str:
     return ", ".join(map(repr, paths[:most])) + (", …" if len(paths) > most else "")
 
 
-def _missing(cache_dir: Path, data: str, dataset: Dataset, backbone: Backbone) -> str:
+def _missing(cache_dir: Path, data: str, dataset: Dataset, backbone: Backbone, name: str | None) -> str:
     text = f"No features of {data!r} under {backbone.name} in {str(cache_dir)!r}."
     if close := nearest(cache_dir, dataset.name, backbone.spec):
         path, differences = close
@@ -230,7 +234,7 @@ def _missing(cache_dir: Path, data: str, dataset: Dataset, backbone: Backbone) -
             fields = "; ".join(f"{field} is {theirs!r} there, {ours!r} asked for"
                                for field, theirs, ours in differences)
             text += f" The nearest is {path.name}: {fields}."
-    return f"{text} Run `{extract_command(data, backbone)}` first."
+    return f"{text} Run `{extract_command(data, backbone, cache_dir, name)}` first."
 
 
 def _other_views(differences: Sequence[tuple[str, Any, Any]], asked: Views) -> str:

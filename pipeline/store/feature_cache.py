@@ -17,13 +17,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..core.errors import CacheError
+from ..core.errors import CacheError, UnknownNameError
 from ..core.notebooks import html_table
 from .blocks import CheckedReader, ignore
 from .hdf5 import open_hdf5
 from .layout import DATASETS, PLACES, PartError, StaleCacheError, as_keys, problem_of_parts, read_meta
 from .paths import CachePlaces
 from .spec import Spec
+
+SPLITS = ("train", "val", "test", "none")
 
 
 class FeatureCache:
@@ -212,8 +214,16 @@ class FeatureCache:
         ]
 
     def indices(self, split: str, *, unlabelled: bool = False) -> np.ndarray:
-        """Return the positions of a split's rows, ascending; those without a label only if asked for."""
+        """Return the positions of a split's rows, ascending; those without a label only if asked for.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such split; one of the usual names may be empty.
+        """
         chosen = self.splits == split
+        if split not in SPLITS and not chosen.any():
+            raise UnknownNameError("split", split, dict.fromkeys((*SPLITS, *np.unique(self.splits).tolist())))
         return np.flatnonzero(chosen if unlabelled else chosen & (self.labels >= 0))
 
     def split(self, name: str, *, view: int | None = None, unlabelled: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 # ruff: noqa: F811  (pytest fixtures are imported and named again as arguments)
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -453,6 +455,62 @@ def test_every_command_explains_itself(capsys):
     assert {"extract", "train-head", "finetune", "compare", "predict", "report", "cache", "backbones"} <= set(verbs)
 
 
+def parsers(parser, name: str = "pipeline") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield every command's parser with its name."""
+    yield name, parser
+    for action in parser._actions:
+        for verb, child in (action.choices or {}).items() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from parsers(child, f"{name} {verb}")
+
+
+def test_every_flag_says_what_it_does():
+    from pipeline.cli import build_parser
+
+    silent, unnamed = [], []
+    for name, parser in parsers(build_parser()):
+        for action in parser._actions:
+            flag = f"{name} {(action.option_strings or [action.dest])[0]}"
+            silent += [flag] if not action.help and not isinstance(action, argparse._SubParsersAction) else []
+            unnamed += [flag] if action.metavar == "X" else []
+    assert (silent, unnamed) == ([], [])
+
+
+def test_the_help_names_every_setting_of_every_head_with_its_heads():
+    from pipeline.cli.flags import HEAD_SETTINGS, OTHER_SETTINGS
+    from pipeline.heads import HEADS
+
+    flags = {flag[2:].replace("-", "_"): words for flag, (_, _, words) in HEAD_SETTINGS.items()}
+    flags["batch_size"] = "linear mlp"
+    others = {name.strip() for part in OTHER_SETTINGS.split(";") for name in part.split(" of ")[0].split(",")}
+    for setting, words in flags.items():
+        having = {head for head, entry in HEADS.items() if setting in entry.settings}
+        named = {head for head in HEADS if re.search(rf"(?<![\w-]){head}(?![\w-])", words)}
+        assert having and ("all" in words or having == named), setting
+    every = {setting for entry in HEADS.values() for setting in entry.settings}
+    assert every - flags.keys() - {"seed"} == others
+
+
+def test_pipeline_alone_helps_and_says_its_version(capsys):
+    assert main([]) == 0
+    assert "usage: pipeline" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    import pipeline
+
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"pipeline {pipeline.__version__}\n"
+    assert {"extract", "Run", "__version__"} <= set(dir(pipeline))
+
+
+def test_data_need_no_flag_and_built_in_ones_are_told(tiles, project):
+    assert project.json("extract", tiles, "--backbone", "pixels")["rows"] == 2 * TILES
+    assert "Give the data once" in project.error("extract", tiles, "--data", tiles)
+    error = project.error("train-head", tiles, "--backbone", "pixels", "--precision", "float16", "--cache-dir", "other")
+    assert "--precision float16 --cache-dir other`" in error
+    _, _, err = project.run("train-head", "--backbone", "pixels", "--limit", 40)
+    assert "note: --data was left out: these are the built-in images, phototiles[:40]." in err
+
+
+
 def test_python_use_as_the_readme_shows(tiles, warm):
     import pipeline
 
@@ -463,7 +521,15 @@ def test_python_use_as_the_readme_shows(tiles, warm):
     head = pipeline.LinearHead(epochs=5).fit(X, y)
     assert head.predict_proba(X).shape == (len(y), 2)
     run = pipeline.train_head("ridge", str(tiles))
-    assert pipeline.ImageClassifier.load(run).predict([tiles / "val" / "china" / "00.png"])[0].label == "china"
+    image = tiles / "val" / "china" / "00.png"
+    assert pipeline.ImageClassifier.load(run).predict([image])[0].label == "china"
+    (found,) = pipeline.predict(image)
+    assert found.label == "china" and pipeline.predict(np.asarray(Image.open(image)), run)[0].label == "china"
+    assert pipeline.predict(Image.open(image), run)[0].probabilities == pytest.approx(found.probabilities)
+    (scored,) = pipeline.evaluate_runs([run], str(tiles))
+    assert scored.scores["accuracy"] == run.metrics["splits"]["val"]["accuracy"]
+    assert "ridge" in pipeline.HEADS and pipeline.report(run.name).is_file()
+    assert pipeline.learning_curve(["ridge"], str(tiles), shots=[2], repeats=1)["points"][0]["n"] == 4
 
 
 def test_a_sweep_chooses_on_train_alone_and_tells_what_it_tried(tiles, warm):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from store_tools import SPEC, Listing, contents, digest, extract, listing, meta, network, place
 
-from pipeline.core.errors import CacheError
+from pipeline.core.errors import CacheError, UnknownNameError
 from pipeline.store import CacheWriter, FeatureCache, Spec
 
 
@@ -319,3 +319,12 @@ def test_blocks_can_be_committed_from_many_threads(tmp_path):
             list(pool.map(lambda n: writer.commit(n, network(images.digests[blocks[n]])), reversed(range(len(blocks)))))
         writer.finish(paths=images.paths, labels=images.labels, splits=np.array(images.splits), classes=images.classes)
     assert contents(place(tmp_path, "one")) == contents(place(tmp_path, "two"))
+
+
+def test_a_split_that_cannot_be_is_an_error_and_an_empty_one_is_not(tmp_path):
+    images = listing(10)
+    extract(place(tmp_path), images)
+    with FeatureCache.open(place(tmp_path)) as cache:
+        assert [len(part) for part in cache.split("none")] == [0, 0]
+        with pytest.raises(UnknownNameError, match="Did you mean 'train'"):
+            cache.split("tran")
