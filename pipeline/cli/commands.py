@@ -192,21 +192,9 @@ def compare(options: argparse.Namespace) -> None:
 def predict(options: argparse.Namespace) -> None:
     from ..data import list_images
     from ..runs.classifier import ImageClassifier
-    from ..runs.run import Run
-    from ..runs.scores import best_run, ranked
 
     table = table_of(options)
-    if options.run:
-        run = Run.open(options.run, options.runs_dir)
-    else:
-        run, others = best_run(options.runs_dir)
-        (scored,) = ranked([run.metrics])
-        figures = scored["splits"][scored["split"]]
-        which = f"the best of {others} runs" if others > 1 else "the only run"
-        print_notes([f"Using {run.name}, {which} on {scored['dataset']} (accuracy {figures['accuracy']:.4f} on "
-                     f"{figures['n']} {scored['split']} images); choose another with --run."])
-    if run.metrics.get("tta") and not options.tta:
-        print_notes([f"{run.name} was scored with probabilities averaged over views; --tta averages them here too."])
+    run = _run_to_predict_with(options)
     paths = [path for given in options.images for path in list_images(given)]
     classifier = ImageClassifier.load(
         run, device=options.device, engine=options.engine, batch_size=options.batch_size, workers=options.workers,
@@ -239,6 +227,25 @@ def predict(options: argparse.Namespace) -> None:
     print_notes(f"no prediction for {each.path!r}: {each.reason}" for each in failed[:5])
     if len(failed) > 5:
         print_notes([f"… and {len(failed) - 5} more"])
+
+
+def _run_to_predict_with(options: argparse.Namespace) -> Any:
+    """Return the run that was named, or the best one and say which that is."""
+    from ..runs.run import Run
+    from ..runs.scores import best_run, ranked
+
+    if options.run:
+        run = Run.open(options.run, options.runs_dir)
+    else:
+        run, others = best_run(options.runs_dir)
+        (scored,) = ranked([run.metrics])
+        figures = scored["splits"][scored["split"]]
+        which = f"the best of {others} runs" if others > 1 else "the only run"
+        print_notes([f"Using {run.name}, {which} on {scored['dataset']} (accuracy {figures['accuracy']:.4f} on "
+                     f"{figures['n']} {scored['split']} images); choose another with --run."])
+    if run.metrics.get("tta") and not options.tta:
+        print_notes([f"{run.name} was scored with probabilities averaged over views; --tta averages them here too."])
+    return run
 
 
 def backbones(options: argparse.Namespace) -> None:

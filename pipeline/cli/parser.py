@@ -35,6 +35,16 @@ def command_parser() -> tuple[Parser, Any]:
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
+    for add in (_add_extract, _add_train_head, _add_learning_curve, _add_finetune, _add_compare, _add_predict):
+        add(verbs)
+    add_command(verbs, "backbones", commands.backbones, "list the backbones")
+    _add_cache_commands(verbs)
+    inspection.add_commands(verbs)
+    results.add_commands(verbs)
+    return parser, verbs
+
+
+def _add_extract(verbs: Any) -> None:
     extract = add_command(verbs, "extract", commands.extract, "run the frozen backbone once and cache its features")
     add_data(extract)
     add_backbone(extract)
@@ -52,6 +62,8 @@ def command_parser() -> tuple[Parser, Any]:
     extract.add_argument("--strict", action="store_true", help="exit with 2 if any image cannot be read")
     add_limits(extract)
 
+
+def _add_train_head(verbs: Any) -> None:
     head = add_command(verbs, "train-head", commands.train_head, "train a head on cached features")
     add_head(head)
     add_run(head)
@@ -59,6 +71,8 @@ def command_parser() -> tuple[Parser, Any]:
     add_sweep(head)
     add_cluster(head)
 
+
+def _add_learning_curve(verbs: Any) -> None:
     curve = add_command(verbs, "learning-curve", commands.learning_curve, "accuracy against training size")
     add_head(curve)
     curve.add_argument("--sizes", type=numbers, metavar="N1,N2,…", help="training images (default: 5 %% to all)")
@@ -68,6 +82,8 @@ def command_parser() -> tuple[Parser, Any]:
     curve.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
                        help="where reports find the curve")
 
+
+def _add_finetune(verbs: Any) -> None:
     finetune = add_command(verbs, "finetune", commands.finetune, "retrain the whole network, for comparison")
     add_data(finetune)
     add_backbone(finetune, precision=False)
@@ -76,6 +92,8 @@ def command_parser() -> tuple[Parser, Any]:
     add_limits(finetune)
     add_finetune_settings(finetune)
 
+
+def _add_compare(verbs: Any) -> None:
     compare = add_command(verbs, "compare", commands.compare, "one table of all runs")
     compare.add_argument("--data", help="only runs of this data set")
     compare.add_argument("--baseline", metavar="RUN", help="compare all others with this run, not only with the best")
@@ -84,6 +102,8 @@ def command_parser() -> tuple[Parser, Any]:
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
                          help="where runs are (default: runs)")
 
+
+def _add_predict(verbs: Any) -> None:
     predict = add_command(verbs, "predict", commands.predict, "classify images with a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|ARCHIVE",
                          help="image files, folders and archives of them, URLs")
@@ -102,12 +122,6 @@ def command_parser() -> tuple[Parser, Any]:
                          help="where prepared networks are kept (default: cache)")
     add_running(predict)
     add_limits(predict)
-
-    add_command(verbs, "backbones", commands.backbones, "list the backbones")
-    _add_cache_commands(verbs)
-    inspection.add_commands(verbs)
-    results.add_commands(verbs)
-    return parser, verbs
 
 
 def _add_cache_commands(verbs: Any) -> None:

@@ -16,7 +16,7 @@ from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
 from ..runs.classifier import ImageClassifier, linear_head
-from ..runs.run import Place, Run, file_safe, place_for, prediction_rows, write_run, writing
+from ..runs.run import Place, Run, claimed, file_safe, place_for, prediction_rows, write_run
 from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import backbone_of, load_named
 from ..stage_one.extraction import extract
@@ -88,15 +88,14 @@ def finetune(
     asked = {"data": str(dataset.root), "val_fraction": val_fraction, "features": network.spec.sha256,
              "finetune": settings.deciding}
     usual = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
-    place = place_for(usual, asked, overwrite)
-    path = place.path
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
-    with writing(path) if first else nullcontext():
+    claim = claimed(usual, asked, overwrite) if first else nullcontext(place_for(usual, asked, overwrite))
+    with claim as place:
         probe, extract_seconds = None, 0.0
         if STRATEGIES[settings.strategy].probe and first:
             probe, extract_seconds = _probe(data, network, val_fraction, Path(cache_dir), settings, progress)
         result = train(
-            dataset, network, settings, run_folder=path, resume=resume, probe=probe, progress=progress, log=log
+            dataset, network, settings, run_folder=place.path, resume=resume, probe=probe, progress=progress, log=log
         )
         if result is None:
             return None

@@ -13,16 +13,17 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import RunError, suggestion
+from ..core.errors import BusyError, RunError, suggestion
 from ..core.notebooks import html_table
 from ..store.disk import hold
 
@@ -257,6 +258,41 @@ def place_for(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> 
     if _is_free(place / "metrics.json", asked):
         return Place(place, f"{place.name} was there with the same settings, and is updated.")
     return Place(place, f"{place.name} was replaced{_scored(place)}; it had other settings.")
+
+
+@contextmanager
+def claimed(path: Path, asked: Mapping[str, Any], overwrite: bool = False, wait: float = 0.0) -> Iterator[Place]:
+    """Be the one process that writes a run, at the place that `place_for` gives it.
+
+    Parameters
+    ----------
+    path, asked, overwrite
+        See `place_for`.
+    wait : float
+        Seconds that another process, which is writing this very run, is waited for.
+
+    Raises
+    ------
+    BusyError
+        If it still does.
+    RunError
+        If the folder cannot be written.
+    """
+    until = time.monotonic() + wait
+    with ExitStack() as held:
+        while True:
+            place = place_for(path, asked, overwrite)
+            try:
+                held.enter_context(writing(place.path))
+            except BusyError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+                continue
+            if place_for(path, asked, overwrite).path == place.path:
+                break
+            held.close()  # another process has just finished a run of that name
+        yield place
 
 
 def _scored(place: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA
 from ..data.augmentation import Views
 from ..runs.classifier import metadata_of
-from ..runs.run import SPLITS, Run, file_safe, place_for, prediction_rows, save_learning_curve, write_run, writing
+from ..runs.run import SPLITS, Run, claimed, file_safe, prediction_rows, save_learning_curve, write_run
 from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import CacheChoice, Features
 from ..store import FeatureCache, open_caches
 from .calibrate import Calibration, calibrated, held_out_figures
 from .fit import FittedHead, Sweep, Training, fit_head, memory_limit, must_stream, probabilities_of
 
+WAIT = 5.0  # seconds for another process that is writing a run of that name
 STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
 
 
@@ -135,15 +137,8 @@ def train_heads(
     """
     from joblib import Parallel, delayed, effective_n_jobs
 
-    from ..heads import HEADS
-
-    wanted = settings or {}
-    for key in wanted:
-        if not any(key in HEADS[name].settings for name in heads):
-            raise PipelineError(f"None of the heads has a setting {key!r}.")
     common, place = Training({}, seed, sweep, repeats, tta, memory_limit(max_memory), scheduler), Path(runs_dir)
-    jobs = [(name, replace(common, settings={key: wanted[key] for key in wanted if key in HEADS[name].settings}))
-            for name in heads]
+    jobs = [(name, replace(common, settings=own)) for name, own in _settings_of(heads, settings or {})]
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         each = common.max_memory // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
@@ -160,6 +155,16 @@ def train_heads(
             runs.append(run)
             bar.update(1)
     return runs
+
+
+def _settings_of(heads: Sequence[str], wanted: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return each head with those of the settings that it has; each setting must be one of some head."""
+    from ..heads import HEADS
+
+    for key in wanted:
+        if not any(key in HEADS[name].settings for name in heads):
+            raise PipelineError(f"None of the heads has a setting {key!r}.")
+    return [(name, {key: wanted[key] for key in wanted if key in HEADS[name].settings}) for name in heads]
 
 
 def _train_in_process(
@@ -223,16 +228,38 @@ def save_head_run(
     overwrite: bool,
 ) -> Run:  # fmt: skip
     """Score a head on every split of its cache, and write the run folder; see `place_for` for which."""
-    from ..heads import save_head
-
     rows = np.flatnonzero((cache.labels >= 0) & np.isin(cache.splits, SPLITS))
     scores = probabilities_of(cache, fitted.head, rows, None if fitted.tta else 0)
     labels, splits, paths = cache.labels[rows], cache.splits[rows], cache.paths
+    metrics = {**_metrics_of(cache, fitted, splits, labels, scores), "asked": asked, "told": told}
+    origin = {"name": cache.meta["dataset"], "root": cache.meta["root"], **cache.meta.get("origin", {})}
     usual = f"{cache.meta['dataset']}-{cache.meta['label']}-{fitted.name}{'-tta' if fitted.tta else ''}"
-    place = place_for(runs_dir / file_safe(name or usual), asked, overwrite)
+    with claimed(runs_dir / file_safe(name or usual), asked, overwrite, WAIT) as place:
+        return write_run(
+            place.path,
+            metrics={"name": place.path.name, **metrics},
+            config={
+                "dataset": origin,
+                "backbone": cache.meta["description"],
+                "head": {"name": fitted.name, "tta": fitted.tta, "settings": fitted.settings},
+                "calibration": _asked(fitted.calibration) if fitted.calibration else None,
+            },
+            predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),
+            save_weights=partial(_save_weights, fitted, metadata_of(cache.classes, cache.spec)),
+            remark=place.remark,
+        )
+
+
+def _metrics_of(
+    cache: FeatureCache, fitted: FittedHead, splits: np.ndarray, labels: np.ndarray, scores: np.ndarray
+) -> dict[str, Any]:
+    """Return what `metrics.json` says of a head, but its name."""
     learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
-    metrics = {
-        "name": place.path.name,
+    said = {"views": fitted.views, "joined": list(cache.parts), "notes": [*cache.notes, *fitted.notes],
+            "choice": fitted.choice, "repeats": fitted.repeats}  # fmt: skip
+    if fitted.calibration:
+        said["calibration"] = held_out_figures(cache, fitted, splits, labels, scores)
+    return {
         "kind": "head",
         "dataset": cache.meta["dataset"],
         "backbone": cache.meta["backbone"],
@@ -248,40 +275,19 @@ def save_head_run(
         "spec_sha256": cache.spec.sha256,
         "streamed": fitted.streamed,
         "tta": fitted.tta,
-        "asked": asked,
-        "told": told,
-        **({"views": fitted.views} if fitted.views else {}),
-        **({"joined": list(cache.parts)} if cache.parts else {}),
-        **({"notes": [*cache.notes, *fitted.notes]} if cache.notes or fitted.notes else {}),
-        **({"choice": fitted.choice} if fitted.choice else {}),
-        **({"repeats": fitted.repeats} if fitted.repeats else {}),
-        **({"calibration": held_out_figures(cache, fitted, splits, labels, scores)} if fitted.calibration else {}),
+        **{key: value for key, value in said.items() if value},
     }
-    origin = {"name": cache.meta["dataset"], "root": cache.meta["root"], **cache.meta.get("origin", {})}
-    metadata = metadata_of(cache.classes, cache.spec)
 
-    def save(folder: Path) -> None:
-        save_head(fitted.head, folder, metadata)
-        if fitted.candidates:
-            with (folder / "sweep.csv").open("w", newline="") as file:
-                table = csv.DictWriter(file, list(fitted.candidates[0]))
-                table.writeheader()
-                table.writerows(fitted.candidates)
 
-    with writing(place.path):
-        return write_run(
-            place.path,
-            metrics=metrics,
-            config={
-                "dataset": origin,
-                "backbone": cache.meta["description"],
-                "head": {"name": fitted.name, "tta": fitted.tta, "settings": fitted.settings},
-                "calibration": _asked(fitted.calibration) if fitted.calibration else None,
-            },
-            predictions=prediction_rows([paths[row] for row in rows], splits, labels, scores, cache.classes),
-            save_weights=save,
-            remark=place.remark,
-        )
+def _save_weights(fitted: FittedHead, metadata: dict[str, Any], folder: Path) -> None:
+    from ..heads import save_head
+
+    save_head(fitted.head, folder, metadata)
+    if fitted.candidates:
+        with (folder / "sweep.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, list(fitted.candidates[0]))
+            table.writeheader()
+            table.writerows(fitted.candidates)
 
 
 def _asked(calibration: Mapping[str, Any]) -> dict[str, Any]:
