@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a check that was asked for failed; 2 the user can mend it 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     # read when torch is imported: threads that wait by spinning make a busy machine several times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe may know fewer characters than names of classes have
+            stream.reconfigure(errors="backslashreplace")
     try:
         parser = build_parser()
         if not (sys.argv[1:] if arguments is None else arguments):

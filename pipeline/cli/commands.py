@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ..core.errors import CheckFailedError, PipelineError
@@ -30,7 +31,7 @@ from .printing import (
     readable_age,
     readable_size,
 )
-from .results import print_runs, print_verdicts
+from .results import fitting, print_fitting, print_runs, print_verdicts
 
 
 def extract(options: argparse.Namespace) -> None:
@@ -215,12 +216,12 @@ def predict(options: argparse.Namespace) -> None:
     if options.grid:
         save_grid(found, options.grid)
     if options.json:
-        print_json({"predictions": [as_values(each, options.scores) for each in found],
+        print_json({"predictions": [as_values(each, options.scores, options.topk) for each in found],
                     "failed": [{"path": each.path, "reason": each.reason} for each in failed]})
     elif table:
         print(f"{table}: {len(found) - len(failed)} images classified, {len(failed)} unreadable")
     else:
-        print_predictions(found)
+        print_predictions(found, options.topk)
         if options.scores:
             print_scores(found)
     print_doubts(classifier, run, found)
@@ -273,11 +274,31 @@ def cache_ls(options: argparse.Namespace) -> None:
     if not entries:
         print(f"no caches in {options.cache_dir}")
         return
-    print_table(
-        ("data set", "backbone", "spec", "rows", "views", "size", "age", "state"),
-        [(each.dataset, each.backbone, each.spec, each.rows, each.views or "", readable_size(each.bytes),
-          readable_age(each.age), each.state) for each in entries],
-    )
+    for dataset in dict.fromkeys(each.dataset for each in entries):
+        _print_caches([each for each in entries if each.dataset == dataset])
+    print(f"{len(entries)} caches, {readable_size(sum(each.bytes for each in entries))}, in {options.cache_dir}")
+
+
+def _print_caches(entries: Sequence[Any]) -> None:
+    """Print a table of one data set's caches, below what it is."""
+    from ..backbones import POOLED
+
+    known = next((each for each in entries if each.root), entries[0])
+    classes = f" · {known.classes} classes" if known.classes else ""
+    print(fitting(f"data set {known.dataset}{classes}{' · ' + known.root if known.root else ''}"))
+    columns = {
+        "file": [str(each.path) for each in entries],
+        "rows": [f"{each.rows:,}" for each in entries],
+        "views": [str(each.views) if each.views > 1 else "" for each in entries],
+        "precision": [each.precision for each in entries],
+        "layer": ["" if each.layer == POOLED else each.layer for each in entries],
+        "size": [readable_size(each.bytes) for each in entries],
+        "age": [readable_age(each.age) for each in entries],
+        "state": [each.state for each in entries],
+    }
+    shown = {name: values for name, values in columns.items() if any(values)}
+    print_fitting(tuple(shown), list(zip(*shown.values(), strict=True)), ("layer", "file"))
+    print()
 
 
 def cache_verify(options: argparse.Namespace) -> None:

@@ -114,6 +114,8 @@ def _add_predict(verbs: Any) -> None:
                          help="write all probabilities to a CSV file; goes on where it was interrupted")
     predict.add_argument("--parquet", type=Path, metavar="FILE", help="likewise to a Parquet file")
     predict.add_argument("--grid", type=Path, metavar="FILE", help="draw the first images with their labels (PNG)")
+    predict.add_argument("--topk", type=positive, default=1, metavar="K",
+                         help="tell the K likeliest labels of each image (tables have all probabilities; default: 1)")
     predict.add_argument("--scores", action="store_true", help="tell the head's raw score of every class too")
     predict.add_argument("--abstain-below", type=float, default=0.0, metavar="P",
                          help="mark images whose likeliest label has a probability below P as not answered")

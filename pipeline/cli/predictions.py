@@ -71,13 +71,20 @@ def save_grid(found: Sequence[Any], path: Path) -> None:
     print_notes([f"look at {path}"])
 
 
-def print_predictions(found: Sequence[Any]) -> None:
-    """Print a table of labels; an answer that is none, and what else is possible, in words."""
+def likeliest(prediction: Any, count: int) -> list[tuple[str, float]]:
+    """Return an image's likeliest labels with their probabilities."""
+    return sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:count]
+
+
+def print_predictions(found: Sequence[Any], topk: int = 1) -> None:
+    """Print a table of labels; an answer that is none, and what else is possible or likely, in words."""
     header, rows = ["path", "label", "prob"], []
     for each in found:
         if each.label:
-            others = ", ".join(each.possible[1:]) if each.possible else ""
-            rows.append((each.path, _named(each), f"{each.prob:.3f}", others and f"or {others}",
+            others = f"or {', '.join(each.possible[1:])}" if each.possible and each.possible[1:] else ""
+            if topk > 1:
+                others = ", ".join(f"{label} {prob:.3f}" for label, prob in likeliest(each, topk)[1:])
+            rows.append((each.path, _named(each), f"{each.prob:.3f}", others,
                          "unlike training" if each.unfamiliar else ""))
     remarks = [column for column in (3, 4) if any(row[column] for row in rows)]
     print_table([*header, *("" for _ in remarks)], [(*row[:3], *(row[column] for column in remarks)) for row in rows])
@@ -107,10 +114,11 @@ def _note_doubts(classifier: Any, run: Any, abstained: int, unfamiliar: int, ima
         print_notes([f"{unfamiliar} of {images} images are unlike anything in training, whatever their label."])
 
 
-def as_values(prediction: Any, scores: bool = False) -> dict[str, Any]:
-    """Return a prediction as JSON values, with raw scores where they were asked for."""
+def as_values(prediction: Any, scores: bool = False, topk: int = 1) -> dict[str, Any]:
+    """Return a prediction as JSON values, with raw scores and further labels where they were asked for."""
     names = ("path", "label", "prob", "abstained", "unfamiliar", "possible", *(["scores"] if scores else []))
-    return {name: getattr(prediction, name) for name in names}
+    top = [{"label": label, "prob": prob} for label, prob in likeliest(prediction, topk)] if topk > 1 else None
+    return {**{name: getattr(prediction, name) for name in names}, **({"top": top} if top else {})}
 
 
 def _named(prediction: Any) -> str:

@@ -216,7 +216,7 @@ def print_tables(runs: Sequence[dict[str, Any]], ages: dict[str, str] | None = N
             columns["chosen by"] = [run["selection"] for run in group]
         columns["seconds"] = [f"{run['seconds']['total']:.1f}" for run in group]
         columns |= {"age": [ages[run["name"]] for run in group]} if ages else {}
-        print(("\n" if number else "") + " · ".join(shared))
+        print(("\n" if number else "") + fitting(" · ".join(shared)))
         print_fitting(tuple(columns), list(zip(*columns.values(), strict=True)), ("features", "settings", "run"))
 
 
@@ -224,6 +224,11 @@ def _settings(run: dict[str, Any]) -> str:
     """Return what tells a run apart besides its name."""
     what = _what(run)
     return ", ".join(filter(None, ["" if what in run["name"] else what, run.get("told", "")]))
+
+
+def fitting(line: str) -> str:
+    """Return a line of at most `WIDTH` columns, without its middle where it is longer."""
+    return _shortened(printable(line), WIDTH)
 
 
 def print_fitting(header: Sequence[str], rows: Sequence[Sequence[str]], narrower: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class CacheEntry:
         Why it is not complete.
     views : int
         Of each image in a complete file, else 0.
+    precision, layer, root : str
+        What its rows were made with, and the folder that it describes; empty where it is not complete.
+    classes : int
+        0 where it is not complete.
     """
 
     path: Path
@@ -57,6 +61,10 @@ class CacheEntry:
     state: str
     problem: str = ""
     views: int = 0
+    precision: str = ""
+    layer: str = ""
+    root: str = ""
+    classes: int = 0
 
     @property
     def age(self) -> float:
@@ -91,26 +99,37 @@ def _entries(path: Path) -> Iterator[CacheEntry]:
             rows = sum(_state(part)[0] for part in places.part_files())
             yield _entry(path, rows, "partial", "parts without the file that lists them")
     elif path.suffix == ".h5":
-        yield _entry(path, *_state(path))
+        yield replace(_entry(path, *_state(path)), **_facts(path))
     elif ".h5.corrupt" in path.name:
         yield _entry(path, 0, "corrupt", "set aside")
 
 
-def _state(path: Path) -> tuple[int, str, str, int]:
+def _state(path: Path) -> tuple[int, str, str]:
     try:
         with FeatureCache.open(path) as cache:
-            return len(cache), "complete", "", cache.views
+            return len(cache), "complete", ""
     except StaleCacheError as error:
-        return 0, "stale", str(error), 0
+        return 0, "stale", str(error)
     except CacheError as error:
-        return 0, "corrupt", str(error), 0
+        return 0, "corrupt", str(error)
 
 
-def _entry(path: Path, rows: int, state: str, problem: str, views: int = 0) -> CacheEntry:
+def _facts(path: Path) -> dict[str, Any]:
+    """Return what a complete cache says of itself."""
+    try:
+        with FeatureCache.open(path) as cache:
+            made = cache.meta.get("description", {})
+            return {"views": cache.views, "classes": len(cache.classes), "root": cache.meta.get("root", ""),
+                    "precision": made.get("precision", ""), "layer": made.get("layer", "")}
+    except CacheError:
+        return {}
+
+
+def _entry(path: Path, rows: int, state: str, problem: str) -> CacheEntry:
     backbone, short = split_name(owner(path))
     files = [file.stat() for file in (path.iterdir() if state == "partial" else [path, *_parts_of(path)])]
     size, modified = sum(stat.st_size for stat in files), max((stat.st_mtime for stat in files), default=0.0)
-    return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem, views)
+    return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem)
 
 
 def _parts_of(path: Path) -> list[Path]:

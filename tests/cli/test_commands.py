@@ -632,3 +632,38 @@ def test_one_image_more_in_a_cache_of_parts_costs_one_forward_pass(tiles, warm, 
     assert warm.json("cache", "rm", path)["removed"] == [str(path)]
     assert not path.with_suffix(".parts").exists()
     assert "'0' is no whole number from 1 up" in warm.error("extract", "--data", photos, "--part-rows", 0)
+
+
+def test_output_survives_a_pipe_that_knows_few_characters(tmp_path):
+    folder = tmp_path / "photos"
+    for name, photo in zip(("hoa đào", "梅花"), load_sample_images().images, strict=True):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(photo[64 * number : 64 * number + 64, :64]).save(folder / name / f"{number}.png")
+    for encoding in ("ascii", "cp1252"):
+        for words in (["extract", folder, "--backbone", "pixels"], ["train-head", folder, "--backbone", "pixels"],
+                      ["predict", folder / "梅花"], ["runs"], ["cache", "ls"]):  # fmt: skip
+            done = subprocess.run([sys.executable, "-m", "pipeline", *map(str, words)], cwd=tmp_path, encoding=encoding,
+                                  capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+            assert done.returncode == 0, done.stderr
+    assert "photos" in done.stdout
+
+
+def test_the_likeliest_labels_are_told_as_many_as_asked_for(tiles, warm):
+    warm.run("train-head", "--data", tiles)
+    (found,) = warm.json("predict", tiles / "val/china/00.png", "--topk", 5)["predictions"]
+    assert [each["label"] for each in found["top"]] == ["china", "flower"]
+    assert sum(each["prob"] for each in found["top"]) == pytest.approx(1)
+    assert "flower 0." in warm.run("predict", tiles / "val/china/00.png", "--topk", 2)[1]
+
+
+def test_caches_are_listed_with_what_they_are_of(tiles, warm):
+    warm.run("extract", tiles, "--backbone", "pixels", "--precision", "float16")
+    code, out, _ = warm.run("cache", "ls")
+    lines = out.splitlines()
+    assert code == 0 and lines[0].startswith("data set tiles · 2 classes · /")
+    assert lines[1].split() == ["file", "rows", "precision", "size", "age", "state"]
+    assert lines[-1].startswith("2 caches, ") and lines[-1].endswith(", in cache")
+    assert any("cache/tiles/pixels-" in line and " float16 " in line for line in lines)
+    assert max(map(len, lines)) <= 100
+    assert {entry["classes"] for entry in warm.json("cache", "ls")["caches"]} == {2}
