@@ -211,7 +211,9 @@ def test_all_commands_on_features_take_several(here, capsys, tmp_path):
     files = [str(path) for path in caches(here)]
     assert main(["train-head", "--features", *files, "--head", "lda,ridge", "--calibrate", "--runs-dir",
                  str(tmp_path / "runs")]) == 0  # fmt: skip
-    assert capsys.readouterr().out.count("efficientnet_lite0+pixels") == 2
+    out = capsys.readouterr().out
+    assert "features efficientnet_lite0+pixels" in out and all(
+        f"efficientnet_lite0_pixels-{head} " in out for head in ("lda", "ridge"))
     assert main(["learning-curve", "--features", *files, "--shots", "2,4", "--repeats", "2", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) == 2
     assert main(["audit", "--features", *files, "--sheets", str(tmp_path / "sheets"), "--json"]) == 0
