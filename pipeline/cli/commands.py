@@ -203,7 +203,7 @@ def predict(options: argparse.Namespace) -> None:
         scores=options.scores,
     )
     if table and not (options.json or options.grid):
-        stream_to_table(classifier, run, paths, table, bool(options.parquet), options.tta)
+        stream_to_table(classifier, run, paths, table, options)
         return
     found = classifier.predict(paths, progress=progress_bars(), tta=options.tta)
     print_notes(classifier.notes)
@@ -212,7 +212,7 @@ def predict(options: argparse.Namespace) -> None:
         raise PipelineError(f"None of the {len(found)} files is a readable image: {failed[0].path!r}: "
                             f"{failed[0].reason}.")
     if table:
-        save_table(found, classifier.classes, table, bool(options.parquet))
+        save_table(found, classifier.classes, table, options)
     if options.grid:
         save_grid(found, options.grid)
     if options.json:

@@ -112,6 +112,8 @@ def _add_predict(verbs: Any) -> None:
                          help="where runs are (default: runs)")
     predict.add_argument("--csv", type=Path, metavar="FILE",
                          help="write all probabilities to a CSV file; goes on where it was interrupted")
+    predict.add_argument("--bom", action="store_true",
+                         help="begin the CSV file with a byte-order mark, by which spreadsheet programs tell UTF-8")
     predict.add_argument("--parquet", type=Path, metavar="FILE", help="likewise to a Parquet file")
     predict.add_argument("--grid", type=Path, metavar="FILE", help="draw the first images with their labels (PNG)")
     predict.add_argument("--topk", type=positive, default=1, metavar="K",

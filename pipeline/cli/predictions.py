@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import PipelineError
-from .printing import print_notes, print_table, progress_bars, write_csv
+from .printing import print_notes, print_table, progress_bars
 
 MOST = 60  # images of a picture
 
@@ -31,12 +32,13 @@ def table_of(options: argparse.Namespace) -> Path | None:
 
 
 def stream_to_table(
-    classifier: Any, run: Any, paths: Sequence[Path | str], path: Path, parquet: bool, tta: bool
+    classifier: Any, run: Any, paths: Sequence[Path | str], path: Path, options: argparse.Namespace
 ) -> None:  # fmt: skip
     """Stream predictions to a file, and say what came of it."""
     from ..runs.prediction_table import predict_to_file
 
-    done = predict_to_file(classifier, run, paths, path, parquet=parquet, tta=tta, progress=progress_bars())
+    done = predict_to_file(classifier, run, paths, path, parquet=bool(options.parquet), tta=options.tta,
+                           bom=options.bom, progress=progress_bars())
     print_notes(classifier.notes)
     _note_doubts(classifier, run, done.abstained, done.unfamiliar, done.images)
     if done.resumed:
@@ -49,11 +51,11 @@ def stream_to_table(
         raise PipelineError(f"None of the {done.images} files is a readable image.")
 
 
-def save_table(found: Sequence[Any], classes: Sequence[str], path: Path, parquet: bool) -> None:
+def save_table(found: Sequence[Any], classes: Sequence[str], path: Path, options: argparse.Namespace) -> None:
     """Write predictions that are in memory already."""
-    from ..runs.prediction_table import as_row, columns, write_parquet
+    from ..runs.prediction_table import as_row, columns, write_csv, write_parquet
 
-    write = write_parquet if parquet else write_csv
+    write = write_parquet if options.parquet else partial(write_csv, bom=options.bom)
     try:
         write(path, columns(classes), (as_row(each, classes) for each in found))
     except OSError as error:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
-
-from ..core.errors import PipelineError
 
 
 def progress_bars() -> Any:
@@ -107,16 +103,6 @@ def _is_number(text: str) -> bool:
 
 def print_json(content: dict[str, Any]) -> None:
     print(json.dumps(content, default=str))
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(rows)
-    except OSError as error:
-        raise PipelineError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
 
 
 def readable_size(count: float) -> str:

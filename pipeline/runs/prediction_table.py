@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from .classifier import ImageClassifier, Prediction
 from .run import Run
 
 FLUSHED = 256  # rows after which the file is brought up to date
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what makes a cell one, in a spreadsheet program
 GROUP = 10_000  # rows of a Parquet file that are in memory at once
 PARQUET = "Parquet files need pyarrow: pip install pyarrow. A CSV file (--csv) needs nothing."
 
@@ -64,14 +66,14 @@ class _Found:
 
 def predict_to_file(
     classifier: ImageClassifier, run: Run, images: Sequence[Path | str], path: Path, *, parquet: bool = False,
-    tta: bool = False, progress: Progress = silent,
+    tta: bool = False, bom: bool = False, progress: Progress = silent,
 ) -> Streamed:  # fmt: skip
     """Classify images into a table with the columns that `columns` tells, holding only a few in memory.
 
     Rows go to a CSV file beside it, named after the run's content, that takes its place at the end; for Parquet,
     whose files cannot be appended to, it is turned into one. So what is there is complete, and the same call goes on
     after an interruption. Images that changed meanwhile are not looked at again. `tta` is that of
-    `ImageClassifier.predict`.
+    `ImageClassifier.predict`, `bom` that of `write_csv`.
 
     Raises
     ------
@@ -96,9 +98,9 @@ def predict_to_file(
             _append(partial, classifier, left, found, progress, tta)
             if parquet:
                 write_parquet(path, header, islice(_whole_rows(partial), 1, None))
-                partial.unlink()
             else:
-                partial.replace(path)
+                write_csv(path, header, islice(_whole_rows(partial), 1, None), bom)
+            partial.unlink()
     except OSError as error:
         raise PipelineError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
     return Streamed(path, len(images), len(images) - len(left), found.failed, found.abstained, found.unfamiliar)
@@ -121,6 +123,31 @@ def as_row(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
     yes_or_no = [None if value is None else str(value).lower() for value in (abstained, prediction.unfamiliar)]
     possible = "|".join(prediction.possible or ())
     return [prediction.path, prediction.label, prediction.prob, *named, prediction.reason, *yes_or_no, possible]
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], bom: bool = False) -> None:
+    """Write rows as CSV that no spreadsheet program takes for formulas.
+
+    A text that begins like one (``=``, ``+``, ``-``, ``@``) gets an apostrophe before it. Names that are no UTF-8 come
+    out as the bytes that they are on disk.
+
+    Parameters
+    ----------
+    bom : bool
+        Begin with a byte-order mark, by which spreadsheet programs tell UTF-8.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("\ufeff" if bom else "")
+        writer = csv.writer(file)
+        writer.writerows(map(_harmless, row) for row in itertools.chain([header], rows))
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _harmless(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
 def write_parquet(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -181,6 +181,19 @@ def test_a_file_that_cannot_be_is_refused_in_one_line_before_any_image_is_read(h
     assert len(error) == 1 and message in error[0]
 
 
+def test_no_cell_is_a_formula_and_a_mark_tells_the_encoding_where_asked_for(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, source in zip(("=1+1.png", "-2.png", "fine.png"), images(here), strict=False):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    files = ["./=1+1.png", "fine.png"]
+    run, classifier = opened(here)
+    predict_to_file(classifier, run, ["=1+1.png", "-2.png", "fine.png"], tmp_path / "out.csv")
+    assert [row["path"] for row in rows(tmp_path / "out.csv")] == ["'=1+1.png", "'-2.png", "fine.png"]
+    assert main(["predict", *files, "--run", str(run.path), "--csv", "out.csv", "--bom"]) == 0
+    assert (tmp_path / "out.csv").read_bytes().startswith("\ufeffpath,label,prob,".encode())
+    assert {path.suffix for path in tmp_path.glob(".out.csv.*")} <= {".lock"}
+
+
 def test_a_class_named_like_a_column_keeps_a_column_of_its_own():
     assert columns(["label", "cat"]) == ["path", "label", "prob", "label (class)", "cat", "reason",
                                          "abstained", "unfamiliar", "possible"]
