@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..backbones import Backbone
-from ..core.errors import CacheError, DataError, UnknownNameError
+from ..backbones import Backbone, as_asked, description
+from ..core.errors import CacheError, DataError, PipelineError, UnknownNameError
 from ..core.progress import Progress, silent
 from ..data import Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
@@ -181,7 +182,16 @@ def _cached(
         data, dataset.name, cache_dir=cache_dir, val_fraction=val_fraction, limits=dataset.limits, progress=progress
     )
     origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(dataset.limits)}
-    return extract_features(listed, backbone, running, cache_dir=cache_dir, origin=origin, progress=progress).path
+    found = _as_named(backbone)
+    return extract_features(listed, found, running, cache_dir=cache_dir, origin=origin, progress=progress).path
+
+
+def _as_named(backbone: Backbone) -> Backbone:
+    """Return a run's backbone as `extract` would find it by its name, so that the cache is called the same."""
+    with suppress(PipelineError):
+        if (found := as_asked(description(backbone))).spec == backbone.spec:
+            return found
+    return backbone  # fine-tuned: its weights are the run's own
 
 
 def _rows_of(cache: FeatureCache, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -78,6 +78,15 @@ def test_features_are_computed_once_and_the_cache_stays_as_it_was(tiles, trained
     assert path.read_bytes() == content
 
 
+def test_the_cache_that_it_makes_is_called_as_extract_calls_it(tiles, project):
+    project.run("extract", tiles)
+    project.run("train-head", tiles, "--head", "nearest-centroid")
+    shutil.copytree(tiles / "val", project.folder / "others")
+    assert project.json("evaluate", "tiles-efficientnet_lite0-nearest-centroid", "--data", project.folder / "others")
+    (run,) = project.json("train-head", project.folder / "others", "--head", "nearest-centroid")["runs"]
+    assert run["name"] == "others-efficientnet_lite0-nearest-centroid"
+
+
 def test_a_split_that_is_not_there_is_an_error_with_those_that_are(tiles, trained):
     error = trained.error("evaluate", "tiles-pixels-ridge", "--data", tiles, "--split", "vall")
     assert "Unknown split" in error and "Did you mean 'val'" in error
