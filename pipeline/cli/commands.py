@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from .predictions import (
     table_of,
 )
 from .printing import (
+    print_beside_bars,
     print_calibration,
     print_estimate,
     print_json,
@@ -167,7 +167,7 @@ def finetune(options: argparse.Namespace) -> None:
         overwrite=options.overwrite, resume=options.resume, val_fraction=options.val_fraction,
         limits=limits_of(options), cache_dir=options.cache_dir, dataset_name=options.dataset_name,
         runs_dir=options.runs_dir, progress=progress_bars(),
-        log=lambda line: print(line, file=sys.stderr),
+        log=print_beside_bars,
     )  # fmt: skip
     if run is None:  # another process of several tells
         return

@@ -22,6 +22,13 @@ def progress_bars() -> Any:
     return bar
 
 
+def print_beside_bars(line: str) -> None:
+    """Print a line to standard error while a bar may be drawn there, which is cleared before and drawn again after."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
 def print_notes(lines: Iterable[str]) -> None:
     for line in lines:
         print(f"note: {line}", file=sys.stderr)
