@@ -180,11 +180,15 @@ def apart(X, y, folds, Cs, theirs, ours_lost) -> tuple[dict[float, float], dict[
 
     def lost(rows, coef, intercept):
         scores = X[rows] @ coef.T.astype(X.dtype) + intercept
+        scores = np.hstack([np.zeros_like(scores), scores]) if len(coef) == 1 else scores
         scores = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
         return np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(rows)), y[rows]]
 
     def objective(C, fold, coef, intercept):
         return C * lost(folds[fold][0], coef, intercept).sum() + np.square(coef).sum() / 2
+
+    def as_theirs(coef, intercept):  # of two classes scikit-learn has the difference of both
+        return (np.diff(coef, axis=0), np.diff(intercept)) if len(coef) == 2 else (coef, intercept)
 
     gaps: dict[float, float] = {}
     left_out = np.zeros(len(Cs))
@@ -193,7 +197,8 @@ def apart(X, y, folds, Cs, theirs, ours_lost) -> tuple[dict[float, float], dict[
         own, C = paths[fold, at], Cs[at]
         coef, intercept = own[:, :-1], own[:, -1]
         if head.converged_:
-            share = objective(C, fold, head.coef_, head.intercept_) / objective(C, fold, coef, intercept) - 1
+            ours = objective(C, fold, *as_theirs(head.coef_, head.intercept_))
+            share = ours / objective(C, fold, coef, intercept) - 1
             gaps[C] = max(share, gaps.get(C, -1.0))
             alike[at] &= abs(share) < 0.005
         left_out[at] += lost(folds[fold][1], coef, intercept).sum() / len(y)
