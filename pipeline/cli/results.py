@@ -91,6 +91,7 @@ def remove(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    from ..runs.run import Run
     from ..stage_two.evaluate import evaluate_runs
 
     found = evaluate_runs(
@@ -99,6 +100,8 @@ def evaluate(options: argparse.Namespace) -> None:
         batch_size=options.batch_size, workers=options.workers, device=options.device, engine=options.engine,
         progress=progress_bars(),
     )  # fmt: skip
+    plain = [name for name in options.runs if Run.open(name, options.runs_dir).metrics.get("tta")]
+    print_notes([f"{', '.join(plain)}: scored on plain images here, without averaging over views"] if plain else [])
     for one in found:
         unknown = ", ".join(f"{name} ({count:,})" for name, count in one.unknown.items())
         print_notes([f"{one.run} does not know these classes, whose images are left out: {unknown}"] if unknown else [])

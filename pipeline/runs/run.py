@@ -255,9 +255,10 @@ def place_for(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> 
     if not (place / "metrics.json").is_file():
         taken = f"{path.name} has other settings and stays; this run is {place.name}. --overwrite would replace it."
         return Place(place, taken if place != path else "")
+    gone = " What it scored on other images is gone with it." if (place / EVALUATIONS).is_dir() else ""
     if _is_free(place / "metrics.json", asked):
-        return Place(place, f"{place.name} was there with the same settings, and is updated.")
-    return Place(place, f"{place.name} was replaced{_scored(place)}; it had other settings.")
+        return Place(place, f"{place.name} was there with the same settings, and is updated.{gone}")
+    return Place(place, f"{place.name} was replaced{_scored(place)}; it had other settings.{gone}")
 
 
 @contextmanager

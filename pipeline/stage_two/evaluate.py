@@ -26,6 +26,7 @@ from ..store import FeatureCache, cache_path, open_caches
 from ..store.layout import as_keys, find
 
 ALL = "all"
+CHUNK = 8192  # rows read at a time
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,9 @@ def _evaluated(
         if not kept.any():
             raise DataError(f"No image of {dataset.name} that can be read is of a class that {run.name} knows: "
                             f"{', '.join(classifier.classes[:8])}.")
-        rows = cache.read_rows(at[kept], view=0)
-    scored = probabilities(classifier.head, rows, len(classifier.classes))
+        parts = np.array_split(at[kept], -(-int(kept.sum()) // CHUNK))
+        scored = np.concatenate([probabilities(classifier.head, cache.read_rows(part, view=0), len(classifier.classes))
+                                 for part in parts])  # fmt: skip
     indices, labels = chosen[kept], labels[kept]
     table = list(prediction_rows([dataset.paths[index] for index in indices], dataset.splits[indices], labels, scored,
                                  classifier.classes))  # fmt: skip

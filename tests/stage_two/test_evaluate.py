@@ -32,6 +32,9 @@ def test_on_a_runs_own_images_it_says_what_the_run_says(tiles, trained):
     assert found["split"] == "val" and found["scores"] == run.metrics["splits"]["val"]
     with Path(found["path"]).open(newline="") as file:
         assert list(csv.DictReader(file)) == run.predictions("val")
+    _, _, err = trained.run("train-head", "--data", tiles, *PIXELS, "--head", "ridge")
+    assert "and is updated. What it scored on other images is gone with it." in err
+    (found,) = trained.json("evaluate", "tiles-pixels-ridge", "--data", tiles)["evaluations"]
     kept = json.loads(Path(found["path"]).with_suffix(".json").read_text())
     assert kept["scores"] == found["scores"] and found["unknown"] == {} and found["absent"] == []
 
