@@ -232,18 +232,18 @@ def predict(options: argparse.Namespace) -> None:
 
 def _run_to_predict_with(options: argparse.Namespace) -> Any:
     """Return the run that was named, or the best one and say which that is."""
-    from ..runs.run import Run
-    from ..runs.scores import best_run, ranked
+    from ..runs.run import Run, split_of
+    from ..runs.scores import best_run
 
     if options.run:
         run = Run.open(options.run, options.runs_dir)
     else:
         run, others = best_run(options.runs_dir)
-        (scored,) = ranked([run.metrics])
-        figures = scored["splits"][scored["split"]]
+        split = split_of(run.metrics)
+        figures = run.metrics["splits"][split]
         which = f"the best of {others} runs" if others > 1 else "the only run"
-        print_notes([f"Using {run.name}, {which} on {scored['dataset']} (accuracy {figures['accuracy']:.4f} on "
-                     f"{figures['n']} {scored['split']} images); choose another with --run."])
+        print_notes([f"Using {run.name}, {which} on {run.metrics['dataset']} (accuracy {figures['accuracy']:.4f} on "
+                     f"{figures['n']} {split} images); choose another with --run."])
     if run.metrics.get("tta") and not options.tta:
         print_notes([f"{run.name} was scored with probabilities averaged over views; --tta averages them here too."])
     return run

@@ -16,7 +16,7 @@ from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
 from ..runs.classifier import ImageClassifier, linear_head
-from ..runs.run import Place, Run, claimed, file_safe, place_for, prediction_rows, write_run
+from ..runs.run import Run, RunPlace, claimed, file_safe, place_for, prediction_rows, write_run
 from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import backbone_of, load_named
 from ..stage_one.extraction import extract
@@ -117,7 +117,7 @@ def _probe(
 
 
 def save_finetuned(
-    result: Finetuned, dataset: Dataset, settings: FinetuneSettings, place: Place, origin: Mapping[str, Any],
+    result: Finetuned, dataset: Dataset, settings: FinetuneSettings, place: RunPlace, origin: Mapping[str, Any],
     extract_seconds: float, label: str, asked: Mapping[str, Any],
 ) -> Run:  # fmt: skip
     from safetensors.torch import save_file

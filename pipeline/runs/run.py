@@ -103,6 +103,11 @@ class Run:
             raise RunError(f"Cannot read the predictions of {str(self.path)!r}: {error}.") from error
 
 
+def split_of(metrics: Mapping[str, Any]) -> str:
+    """Return the split that a run is judged by: test where it was scored on one, else val, else train."""
+    return next(name for name in reversed(SPLITS) if name in metrics["splits"])
+
+
 def list_runs(runs_dir: Path) -> list[Run]:
     """Return every finished run below `runs_dir`, the oldest first; folders that are no runs are passed over."""
     found = sorted(runs_dir.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -155,10 +160,15 @@ def save_learning_curve(runs_dir: Path, dataset: str, spec_sha256: str, curve: M
     path = next(path for path in _numbered(runs_dir / CURVES, name, ".json") if _is_free(path, curve["asked"]))
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        _put_json(path, curve)
     return path
+
+
+def _put_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is there whole, or as it was before."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
 
 
 def _numbered(folder: Path, name: str, suffix: str = "") -> Iterator[Path]:
@@ -197,8 +207,7 @@ def save_evaluation(
         fresh = path.with_suffix(".new")
         _write_predictions(fresh, predictions)
         fresh.replace(path)
-        fresh.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(path.with_suffix(".json"))
+        _put_json(path.with_suffix(".json"), figures)
     return path
 
 
@@ -222,7 +231,7 @@ def file_safe(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Where a run is written.
 
     Attributes
@@ -236,7 +245,7 @@ class Place:
     remark: str = ""
 
 
-def place_for(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> Place:
+def place_for(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> RunPlace:
     """Return where a run goes so that no other run is lost: `path`, or the next free number behind its name.
 
     A run of the same settings is updated.
@@ -254,15 +263,15 @@ def place_for(path: Path, asked: Mapping[str, Any], overwrite: bool = False) -> 
                  if overwrite or _is_free(place / "metrics.json", asked))  # fmt: skip
     if not (place / "metrics.json").is_file():
         taken = f"{path.name} has other settings and stays; this run is {place.name}. --overwrite would replace it."
-        return Place(place, taken if place != path else "")
+        return RunPlace(place, taken if place != path else "")
     gone = " What it scored on other images is gone with it." if (place / EVALUATIONS).is_dir() else ""
     if _is_free(place / "metrics.json", asked):
-        return Place(place, f"{place.name} was there with the same settings, and is updated.{gone}")
-    return Place(place, f"{place.name} was replaced{_scored(place)}; it had other settings.{gone}")
+        return RunPlace(place, f"{place.name} was there with the same settings, and is updated.{gone}")
+    return RunPlace(place, f"{place.name} was replaced{_scored(place)}; it had other settings.{gone}")
 
 
 @contextmanager
-def claimed(path: Path, asked: Mapping[str, Any], overwrite: bool = False, wait: float = 0.0) -> Iterator[Place]:
+def claimed(path: Path, asked: Mapping[str, Any], overwrite: bool = False, wait: float = 0.0) -> Iterator[RunPlace]:
     """Be the one process that writes a run, at the place that `place_for` gives it.
 
     Parameters
@@ -298,11 +307,11 @@ def claimed(path: Path, asked: Mapping[str, Any], overwrite: bool = False, wait:
 
 def _scored(place: Path) -> str:
     """Return what a run scored, in brackets; nothing of one that cannot be read."""
-    metrics: Mapping[str, Any] = {}
-    with suppress(RunError):
+    with suppress(RunError, KeyError, StopIteration):
         metrics = _read(place / "metrics.json", json.loads)
-    split = next((name for name in reversed(SPLITS) if name in metrics.get("splits", {})), None)
-    return f" (accuracy {metrics['splits'][split]['accuracy']:.4f} on {split})" if split else ""
+        split = split_of(metrics)
+        return f" (accuracy {metrics['splits'][split]['accuracy']:.4f} on {split})"
+    return ""
 
 
 def write_run(

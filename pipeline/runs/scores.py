@@ -11,7 +11,7 @@ import numpy as np
 from ..core.errors import PipelineError
 from ..evaluation import evaluate
 from ..evaluation.comparison import compared
-from .run import SPLITS, Run, latest_run, list_runs
+from .run import SPLITS, Run, latest_run, list_runs, split_of
 
 
 def score_splits(splits: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
@@ -83,11 +83,10 @@ def best_run(runs_dir: Path) -> tuple[Run, int]:
     RunError
         If there is no run.
     """
-    latest = latest_run(runs_dir)
-    (wanted,) = ranked([latest.metrics])
-    alike = [run for run in list_runs(runs_dir) if _images(run.metrics) == _images(wanted)]
-    best = ranked({**run.metrics, "name": run.name} for run in alike)[0]
-    return next(run for run in alike if run.name == best["name"]), len(alike)
+    wanted = _images(latest_run(runs_dir).metrics)
+    alike = {run.name: run for run in list_runs(runs_dir) if _images(run.metrics) == wanted}
+    best = ranked({**run.metrics, "name": name} for name, run in alike.items())[0]
+    return alike[best["name"]], len(alike)
 
 
 def _images(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -99,5 +98,5 @@ def _images(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def ranked(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return metrics of runs with the field ``split`` that they are sorted by, as `compare` does."""
-    split_of = [{**run, "split": next(name for name in reversed(SPLITS) if name in run["splits"])} for run in runs]
-    return sorted(split_of, key=lambda run: (run["dataset"], -run["splits"][run["split"]]["accuracy"], run["name"]))
+    judged = [{**run, "split": split_of(run)} for run in runs]
+    return sorted(judged, key=lambda run: (run["dataset"], -run["splits"][run["split"]]["accuracy"], run["name"]))

@@ -69,16 +69,15 @@ def _name_for(dataset: Dataset, cache_dir: Path) -> str:
     if not isinstance(root, Path) or root.absolute().is_relative_to(cache_dir.absolute()):
         return name  # a URL tells itself apart, and what this program made has a name of its own
     above = root.absolute().parent.name
-    described = {other: roots(cache_dir, other) for other in (name, *([f"{above}-{name}"] if above else []))}
-    for number in itertools.count(2):
-        for other, there in described.items():
-            if str(root) in there:
+    others, numbers = [name, *([f"{above}-{name}"] if above else [])], itertools.count(2)
+    while True:
+        for other in others:
+            if any(there == str(root) for there, _ in roots(cache_dir, other)):  # the first one tells, as a rule
                 return other
-        for other, there in described.items():
-            if not any(Path(place).exists() and not _alike(path, dataset) for place, path in there.items()):
+        for other in others:
+            if not any(Path(there).exists() and not _alike(path, dataset) for there, path in roots(cache_dir, other)):
                 return other
-        described[f"{name}-{number}"] = roots(cache_dir, f"{name}-{number}")
-    raise AssertionError("numbers end")
+        others.append(f"{name}-{next(numbers)}")
 
 
 def _alike(path: Path, dataset: Dataset) -> bool:
@@ -159,7 +158,7 @@ def find_cache(
     val_fraction, limits = origin.get("val_fraction"), Limits(**origin.get("limits", {}))
     if (val_fraction, limits) != (None, dataset.limits):
         dataset = load_named(
-            data, name, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
+            data, dataset.name, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
         )
     if changed := changes(cache, dataset):
         cache.close()

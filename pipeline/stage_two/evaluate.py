@@ -24,9 +24,9 @@ from ..stage_one.caches import load_named
 from ..stage_one.extraction import extract_features
 from ..store import FeatureCache, cache_path, open_caches
 from ..store.layout import as_keys, find
+from .fit import HELD_OUT, probabilities_of
 
 ALL = "all"
-CHUNK = 8192  # rows read at a time
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def evaluate_runs(
 def _chosen(dataset: Dataset, split: str | None) -> tuple[str, np.ndarray]:
     """Return which images are scored: the name of their split, and their positions."""
     labelled = dataset.labels >= 0
-    there = [name for name in ("test", "val") if (labelled & (dataset.splits == name)).any()]
+    there = [name for name in HELD_OUT if (labelled & (dataset.splits == name)).any()]
     split = split or (there or [ALL])[0]
     known = [*dict.fromkeys(dataset.splits.tolist()), ALL]
     if split not in known:
@@ -134,8 +134,6 @@ def _evaluated(
     run: Run, dataset: Dataset, data: str, split: str, chosen: np.ndarray, running: Running, cache_dir: Path,
     progress: Progress,
 ) -> Evaluation:  # fmt: skip
-    from ..heads import probabilities
-
     classifier = ImageClassifier.load(run, cache_dir=cache_dir)
     own = np.array([classifier.classes.index(name) if name in classifier.classes else -1 for name in dataset.classes])
     labels = own[dataset.labels[chosen]]
@@ -151,9 +149,7 @@ def _evaluated(
         if not kept.any():
             raise DataError(f"No image of {dataset.name} that can be read is of a class that {run.name} knows: "
                             f"{', '.join(classifier.classes[:8])}.")
-        parts = np.array_split(at[kept], -(-int(kept.sum()) // CHUNK))
-        scored = np.concatenate([probabilities(classifier.head, cache.read_rows(part, view=0), len(classifier.classes))
-                                 for part in parts])  # fmt: skip
+        scored = probabilities_of(cache, classifier.head, at[kept], n_classes=len(classifier.classes))
     indices, labels = chosen[kept], labels[kept]
     table = list(prediction_rows([dataset.paths[index] for index in indices], dataset.splits[indices], labels, scored,
                                  classifier.classes))  # fmt: skip

@@ -345,14 +345,20 @@ def _rows(cache: FeatureCache, rows: np.ndarray, done: Callable[[int], object]) 
     return StreamedRows(read, (len(rows), cache.shape[-1]))
 
 
-def probabilities_of(cache: FeatureCache, head: Head, rows: np.ndarray, view: int | None = 0) -> np.ndarray:
-    """Return a head's (n, K) probabilities for these rows of its cache, reading a few thousand at a time."""
+def probabilities_of(
+    cache: FeatureCache, head: Head, rows: np.ndarray, view: int | None = 0, n_classes: int | None = None
+) -> np.ndarray:
+    """Return a head's (n, K) probabilities for these rows of a cache, reading a few thousand at a time.
+
+    K, the classes that the head was trained with, is the cache's own where `n_classes` does not say it.
+    """
     from ..heads import probabilities
 
-    found = np.empty((len(rows), len(cache.classes)))
+    n_classes = len(cache.classes) if n_classes is None else n_classes
+    found = np.empty((len(rows), n_classes))
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        found[start : start + len(part)] = probabilities(head, cache.read_rows(part, view=view), len(cache.classes))
+        found[start : start + len(part)] = probabilities(head, cache.read_rows(part, view=view), n_classes)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,12 @@ class CacheEntry:
         return max(0.0, time.time() - self.modified)
 
 
-def roots(cache_dir: Path, dataset: str) -> dict[str, Path]:
-    """Return the folders that the caches of a data set describe, each with one of its caches; damaged ones say none."""
-    found = {}
+def roots(cache_dir: Path, dataset: str) -> Iterator[tuple[str, Path]]:
+    """Yield the folder that each cache of a data set describes, and the cache; damaged ones describe none."""
     for path in sorted((cache_dir / safe_name(dataset)).glob("*.h5")):
         with suppress(CacheError), open_hdf5(path) as file:
-            found[str(read_meta(file, path).get("root", ""))] = path
-    return {root: path for root, path in found.items() if root}
+            root = read_meta(file, path).get("root", "")
+            yield str(root), path
 
 
 def list_caches(cache_dir: Path | str) -> list[CacheEntry]:
@@ -96,40 +95,31 @@ def _entries(path: Path) -> Iterator[CacheEntry]:
     elif path.suffix == ".parts" and path.is_dir():
         places = CachePlaces(path.with_suffix(".h5"))
         if places.part_files() and not places.path.exists() and not places.others():
-            rows = sum(_state(part)[0] for part in places.part_files())
+            rows = sum(_facts(part)["rows"] for part in places.part_files())
             yield _entry(path, rows, "partial", "parts without the file that lists them")
     elif path.suffix == ".h5":
-        yield replace(_entry(path, *_state(path)), **_facts(path))
+        yield _entry(path, **_facts(path))
     elif ".h5.corrupt" in path.name:
         yield _entry(path, 0, "corrupt", "set aside")
 
 
-def _state(path: Path) -> tuple[int, str, str]:
-    try:
-        with FeatureCache.open(path) as cache:
-            return len(cache), "complete", ""
-    except StaleCacheError as error:
-        return 0, "stale", str(error)
-    except CacheError as error:
-        return 0, "corrupt", str(error)
-
-
 def _facts(path: Path) -> dict[str, Any]:
-    """Return what a complete cache says of itself."""
+    """Return what a cache file says of itself, or why it says nothing."""
     try:
         with FeatureCache.open(path) as cache:
             made = cache.meta.get("description", {})
-            return {"views": cache.views, "classes": len(cache.classes), "root": cache.meta.get("root", ""),
-                    "precision": made.get("precision", ""), "layer": made.get("layer", "")}
-    except CacheError:
-        return {}
+            return {"rows": len(cache), "state": "complete", "views": cache.views, "classes": len(cache.classes),
+                    "root": cache.meta.get("root", ""), "precision": made.get("precision", ""),
+                    "layer": made.get("layer", "")}  # fmt: skip
+    except CacheError as error:
+        return {"rows": 0, "state": "stale" if isinstance(error, StaleCacheError) else "corrupt", "problem": str(error)}
 
 
-def _entry(path: Path, rows: int, state: str, problem: str) -> CacheEntry:
+def _entry(path: Path, rows: int, state: str, problem: str = "", **facts: Any) -> CacheEntry:
     backbone, short = split_name(owner(path))
     files = [file.stat() for file in (path.iterdir() if state == "partial" else [path, *_parts_of(path)])]
     size, modified = sum(stat.st_size for stat in files), max((stat.st_mtime for stat in files), default=0.0)
-    return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem)
+    return CacheEntry(path, path.parent.name, backbone, short or "", rows, size, modified, state, problem, **facts)
 
 
 def _parts_of(path: Path) -> list[Path]:
@@ -181,9 +171,8 @@ def nearest(cache_dir: Path | str, dataset: str, spec: Spec) -> tuple[Path, list
     """
     found = []
     for path in sorted((Path(cache_dir) / safe_name(dataset)).glob("*.h5")):
-        if _state(path)[1] == "complete":
-            with FeatureCache.open(path) as cache:
-                found.append((path, spec.differences(cache.spec)))
+        with suppress(CacheError), FeatureCache.open(path) as cache:
+            found.append((path, spec.differences(cache.spec)))
     return min(found, key=lambda pair: len(pair[1]), default=None)
 
 

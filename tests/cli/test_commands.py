@@ -486,6 +486,9 @@ def test_the_help_names_every_setting_of_every_head_with_its_heads():
         having = {head for head, entry in HEADS.items() if setting in entry.settings}
         named = {head for head in HEADS if re.search(rf"(?<![\w-]){head}(?![\w-])", words)}
         assert having and ("all" in words or having == named), setting
+        for heads, default in re.findall(r"((?:[\w-]+, )*[\w-]+) \(([\d.]+|[a-z]+)\)", words):
+            told = {str(HEADS[head].settings[setting]) for head in heads.split(", ") if head in HEADS}
+            assert told in ({default}, {f"{default}.0"}), (setting, heads)
     every = {setting for entry in HEADS.values() for setting in entry.settings}
     assert every - flags.keys() - {"seed"} == others
 
