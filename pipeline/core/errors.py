@@ -1,4 +1,9 @@
-"""Errors that a user can act on."""
+"""Errors that a user can act on.
+
+Every error raised on purpose is a `PipelineError`. The command line prints it as one line, ``error: <message>``, and
+exits with its `exit_code`; from Python it is an ordinary exception. A message says what is wrong, the actual value,
+where, and what to do about it.
+"""
 
 from __future__ import annotations
 

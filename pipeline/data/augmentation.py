@@ -1,4 +1,9 @@
-"""Random views of images: drawn anew while training, or cached beside the plain image and always the same ones."""
+"""Random views of images: drawn anew while training, or cached beside the plain image and always the same ones.
+
+An entry of `AUGMENTATIONS` takes the network's `Transform`, which knows the size and interpolation, and gives a
+callable: ``augment(image, rng)`` returns uint8 pixels of shape (height, width, 3), not yet normalised. The same image
+and generator state give the same pixels, in whatever thread or process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Decoding the first images while the network is being prepared, which leaves all cores but one without work."""
+"""From images to features on all cores: one worker a core, each decoding and running the network.
+
+The first images are decoded while the network is being prepared, which leaves all cores but one without work.
+
+No hand-over between decoders and a network, so no idle core and no contention: Pillow and torch both release Python's
+lock. With an accelerator the same workers decode and hand it their batches in turn.
+"""
 
 from __future__ import annotations
 

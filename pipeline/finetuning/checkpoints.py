@@ -1,4 +1,8 @@
-"""Checkpoints that survive a kill, a power cut and a full disk: two are kept, each checked when it is read."""
+"""Checkpoints that survive a kill, a power cut and a full disk: two are kept, each checked when it is read.
+
+A checkpoint is two files: tensors (safetensors), and a record (JSON) that holds the tensors' SHA-256 and its own. The
+record is written last, so a checkpoint without one was never finished. Nothing in either runs code.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""Several processes training one network together, as `torchrun` starts them; Ctrl-C waits for the step's end."""
+"""Several processes training one network together, as `torchrun` starts them; one process is the plain case."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,39 +13,8 @@ from torch import distributed, nn
 
 from ..core.errors import PipelineError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others before it gives up
 LOOK_EVERY = 50  # steps between questions to all, on accelerators, where each answer is waited for
-
-
-class Interrupt:
-    """Whether the user, or a cluster about to take the machine back, asked for an end."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        if self.asked:  # a second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-@contextmanager
-def deferred() -> Iterator[Interrupt]:
-    """Note SIGINT and SIGTERM instead of acting on them, while the context lasts.
-
-    Outside the main thread, where Python allows no handlers, nothing is changed.
-    """
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""What fine-tuning returns, how a set of weights is scored, and the linear probe that some strategies start from."""
+"""What fine-tuning returns, how a set of weights is scored, and the linear probe that some strategies start from.
+
+Linear probing before fine-tuning is Kumar et al.'s: "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution", ICLR 2022.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What can be set about fine-tuning, and which parts of a network a strategy trains. Imports no torch."""
+"""What can be set about fine-tuning, and which parts of a network a strategy trains. Imports no torch.
+
+A strategy sees the network as a row of blocks from input to output, and gives each a factor of the learning rate; 0
+is frozen. The head on top is always trained, at the full rate.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from ..engines import choose_device
 from ..engines.memory import kept_memory
 from .batches import Decoder
 from .checkpoints import Checkpoints, record_of, restore, tensors_of
-from .distributed import World, deferred, world
+from .distributed import World, world
+from .interrupts import deferred
 from .network import Classifier, choose_precision, feature_length, find_blocks
 from .result import Finetuned, score, solve_probe, with_weights
 from .settings import STRATEGIES, FinetuneSettings

@@ -1,4 +1,10 @@
-"""What all heads share: a scikit-learn classifier over features, its scaling, and its probabilities."""
+"""What all heads share: a scikit-learn classifier over features, its scaling, and its probabilities.
+
+scikit-learn asks for methods, not for a base class: settings by name, tags, a score. Its own base class takes longer
+to import (1.0 to 1.4 s, most of it scipy.stats) than solving a head on ten thousand rows takes, so it is imported
+where something needs it: for tags, unusual input, folds. Its own checks (`parametrize_with_checks`) hold all the
+same.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..core.errors import HeadError
+from .folds import Fold
 from .rows import StreamedRows, one_thread
 from .scaling import CHUNK, Scaler, chunks, fit_scaler
-from .scores import Fold, linear_scores, softmax
+from .scores import linear_scores, softmax
 
 if TYPE_CHECKING:
     from .out_of_distribution import OutOfDistribution

@@ -11,11 +11,12 @@ import numpy as np
 
 from ..core.errors import HeadError
 from .base import ClassWeight, Head, LinearModel
+from .folds import Fold, stratified_folds
 from .penalty_choice import choose_penalty
 from .penalty_path import FoldPaths, walk
 from .rows import SMALL, StreamedRows, one_thread
 from .scaling import fit_scaler
-from .scores import Fold, fit_temperature, stratified_folds
+from .scores import fit_temperature
 from .solver import CROSS_ENTROPY, SQUARED_HINGE, LinearProblem, Loss, State
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from .folds import fold_numbers
 from .penalty_path import Solution, walk
 from .rows import SMALL, StreamedRows, cores, sum_rows
-from .scores import fit_temperature, fold_numbers
+from .scores import fit_temperature
 from .solver import LinearProblem, Loss, State
 
 FOLDS = 5

@@ -1,4 +1,14 @@
-"""One linear classifier for many penalties, each solved to its own optimum; many rows, all folds at once."""
+"""One linear classifier for many penalties, each solved to its own optimum; many rows, all folds at once.
+
+The optimum moves smoothly with the logarithm of the penalty. So penalties are walked from the strongest to the
+weakest on a fixed ladder, each starting where the last two point to, and with the curvature that L-BFGS has learned
+on the way: some three passes over the rows a penalty instead of forty from zero. All happens in the coordinates of
+the Gram matrix's eigenvectors; there the preconditioner of `solver` is a number a coordinate. Where to begin and how
+far to step does not depend on what is asked for, so neither does what is found, but for the tolerance.
+
+A product of rows with ten columns takes nearly the time of one with fifty, because it waits for memory. Five folds
+share four fifths of their rows, so each pass over all rows serves every fold: a fold leaves out its own by weight.
+"""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..core.errors import HeadError
 from .base import ClassWeight, Head
+from .folds import out_of_fold_scores
 from .scaling import chunks
-from .scores import fit_temperature, out_of_fold_scores
+from .scores import fit_temperature
 
 WHOLE_KERNEL = 12_000  # rows up to which the kernel matrix is held in memory: 1.2 GB at the most
 BLOCK_VALUES = 4_000_000  # pairwise decisions held at a time

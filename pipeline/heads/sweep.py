@@ -20,9 +20,10 @@ from ..core.errors import HeadError, PipelineError, known
 from ..core.progress import Progress, silent
 from ..evaluation.metrics import balanced_accuracy, confusion_matrix, log_loss, macro_f1
 from .base import Head
+from .folds import Fold
 from .registry import HEADS, make_head
 from .rows import one_thread
-from .scores import Fold, plain, probabilities
+from .scores import plain, probabilities
 
 METRICS = {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": -1}  # 1: larger is better
 FITS_VERSION = 2  # of what is kept about finished fits; 1 held penalties that had not been solved

@@ -2,6 +2,9 @@
 
 One writer at a time holds a lock, which the system releases when its holder dies; errors of the disk are said so that
 one knows what is kept and what to do.
+
+What is named by its final name is complete: files are written beside it, fsynced, checked, and only then moved over
+it, and the folder is fsynced too (a rename alone does not survive a power cut).
 """
 
 from __future__ import annotations

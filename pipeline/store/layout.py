@@ -21,10 +21,20 @@ from .paths import PART_NAME, split_name
 from .spec import FORMAT_VERSION, Spec, canonical_json
 
 ROW_DATASETS = ("features", "labels", "splits", "paths", "digests")
+"""One entry a readable image, all in the same order."""
+
 SKIPPED_DATASETS = ("skipped_paths", "skipped_reasons")
+"""One entry a skipped image."""
+
 DATASETS = (*ROW_DATASETS, *SKIPPED_DATASETS)
+"""Everything but `meta`, a scalar of JSON text that describes the rest."""
+
 PLACES = "places"
+"""In the file of a cache in parts, instead of the features: where the row stands among those of all parts."""
+
 MANIFEST_DATASETS = (PLACES, *DATASETS[1:])
+"""The datasets of such a file, but `meta`."""
+
 CHUNK_BYTES = 512 * 1024
 BLOCKS = 256
 BLOCK_BYTES = 32 * 1024 * 1024
@@ -73,13 +83,6 @@ def find(ascending: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
     at = np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)
     return at, ascending[at] == keys
-
-
-"""One entry a readable image, all in the same order."""
-"""One entry a skipped image."""
-"""Everything but `meta`, a scalar of JSON text that describes the rest."""
-"""In the file of a cache in parts, instead of the features: where the row stands among those of all parts."""
-"""The datasets of such a file, but `meta`."""
 
 
 def bytes_a_row(column: Any) -> int:

@@ -1,6 +1,9 @@
 """What a run has to compute, in which blocks; kept on disk so that a resumed run forms the same ones.
 
 The plan and the shards are small binary files that carry their own SHA-256.
+
+Their layout: a magic line, the header's length (8 bytes, little endian), the header (JSON), the arrays one after the
+other, and the SHA-256 of everything before it.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from pipeline import FeatureCache, ImageClassifier, PipelineError, Views
 from pipeline.backbones import resolve
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.heads import HEADS, make_head, probabilities
+from pipeline.heads.folds import stratified_folds
 from pipeline.heads.ridge import RidgeProblem
-from pipeline.heads.scores import stratified_folds
 from pipeline.heads.sweep import sweep_head
 from pipeline.heads.training import Recipe, Rows, _batches
 from pipeline.runs.prediction_table import predict_to_file

@@ -10,9 +10,9 @@ from sklearn.model_selection import cross_val_predict
 
 from pipeline.evaluation.metrics import evaluate, log_loss
 from pipeline.heads import make_head
+from pipeline.heads.folds import fold_numbers
 from pipeline.heads.penalty_choice import choose_penalty
 from pipeline.heads.rows import StreamedRows
-from pipeline.heads.scores import fold_numbers
 from pipeline.heads.solver import CROSS_ENTROPY
 
 

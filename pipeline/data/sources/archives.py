@@ -1,4 +1,9 @@
-"""Zip and tar archives, read in place: an index of offsets, built once, and a seek for each image; WebDatasets."""
+"""Zip and tar archives, read in place: an index of offsets, built once, and a seek for each image; WebDatasets.
+
+The convention for labels beside images in a tar archive (``key.jpg`` with ``key.cls``, ``key.json`` or ``key.txt``)
+is WebDataset's (https://github.com/webdataset/webdataset): members of one key stand together, and a key is a member's
+path up to the first dot of its last part. Nothing but these three kinds is ever opened.
+"""
 
 from __future__ import annotations
 
