@@ -106,6 +106,15 @@ def test_run_types_the_commands_that_show_prints(tiles, tmp_path):
     assert (tmp_path / "runs" / "recipe-A2-cached" / "metrics.json").is_file()
 
 
+def test_the_run_that_was_just_trained_predicts_also_where_an_earlier_one_has_its_name(tiles, tmp_path):
+    steps = '[extract]\n[train-head]\nhead = "ridge"\n[predict]\n[all]\nbackbone = "pixels"\n'
+    recipe = load_recipe(recipe_file(tmp_path, steps))
+    common = ["--data", str(tiles), "--cache-dir", str(tmp_path / "cache"), "--runs-dir", str(tmp_path / "runs")]
+    for head, name in (("ridge", "recipe-mine-cached"), ("knn", "recipe-mine-cached-2")):
+        done = carry_out(recipe, overrides_of(recipe, [*common, "--head", head]), in_this_process, io.StringIO())
+        assert done["runs"] == [name] and f"--run {name} " in done["commands"][-1] + " "
+
+
 def test_the_command_line_goes_before_the_recipe():
     recipe = load_recipe("a1")
     flags = ["--epochs=3", "--backbone", "vgg16", "--extract.precision", "bfloat16", "--set", "tol=1", "--set", "x=2"]

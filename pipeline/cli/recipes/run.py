@@ -151,18 +151,23 @@ def carry_out(recipe: Recipe, overrides: Settings, execute: Execute, out: Any) -
     """
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
+    named: dict[str, str] = {}  # a run that is there with other settings stays, and this one's name has a number
     commands = plan(recipe, overrides)
     where = Path(next((words[words.index("--runs-dir") + 1] for words in commands.values() if "--runs-dir" in words),
                       "runs"))  # fmt: skip
     for step, words in commands.items():
         if step == "predict":
-            words[words.index(IMAGE)] = _held_out(words[words.index("--run") + 1], recipe, where)[0]["path"]
+            at = words.index("--run") + 1
+            words[at] = named.get(words[at], words[at])
+            words[words.index(IMAGE)] = _held_out(words[at], recipe, where)[0]["path"]
         print("$", shlex.join(["pipeline", *words]), file=sys.stderr)
         begin = time.perf_counter()
         said = execute([*words, "--json"] if step in JSON_STEPS else words)
         seconds[step] = time.perf_counter() - begin
         if step in JSON_STEPS:
             found[step] = json.loads(said)
+            if step in TRAINING:
+                named[words[words.index("--name") + 1]] = found[step]["runs"][0]["name"]
         else:
             print(said, end="", file=out, flush=True)
     runs = {step: found[step]["runs"][0] for step in TRAINING if step in found}
