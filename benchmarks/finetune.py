@@ -136,11 +136,11 @@ def ours(dataset: Dataset, batch_size: int, precision: str, device: torch.device
 def correct(loop: Loop, dataset: Dataset, device: torch.device) -> tuple[int, int]:
     """Return how many val images a loop's network classifies rightly, in float32, and how many there are."""
     backbone = resolve()
-    normalise = Classifier(backbone.network(), 1280, 2, backbone.transform).to(device).normalise
+    prepared = Classifier(backbone.network(), 1280, 2, backbone.transform).to(device).prepared
     decoder, right, seen = Decoder(dataset, backbone.transform), 0, 0
     loop.model.eval()
     for batch in decoder.batches(grouped(dataset.select("val"), 8)):
-        scores = loop.model(normalise(torch.from_numpy(batch.pixels).to(device)))
+        scores = loop.model(prepared(batch.inputs.to(device)))
         right += int((scores.argmax(1).cpu().numpy() == dataset.labels[batch.indices]).sum())
         seen += len(batch.indices)
     decoder.close()

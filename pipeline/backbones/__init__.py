@@ -9,8 +9,8 @@ from .backbone import (
     DECODERS,
     DEFAULT,
     NETWORK_FILE,
-    POOLED,
     PRECISIONS,
+    STORAGES,
     Backbone,
     JoinedBackbone,
     as_asked,
@@ -20,6 +20,7 @@ from .backbone import (
     listings,
     resolve,
 )
+from .layer_names import POOLED, STAGES, several
 from .name_cache import resolve_again
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "NETWORK_FILE",
     "POOLED",
     "PRECISIONS",
+    "STAGES",
+    "STORAGES",
     "Backbone",
     "JoinedBackbone",
     "as_asked",
@@ -37,4 +40,5 @@ __all__ = [
     "listings",
     "resolve",
     "resolve_again",
+    "several",
 ]

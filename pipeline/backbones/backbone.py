@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from ..core.errors import PipelineError, UnknownNameError, WeightsError
@@ -20,19 +21,18 @@ from ..data.jpeg import read_header, turns
 from ..data.transforms import Transform
 from ..store.spec import Spec, joined_spec
 from . import bundled, timm_models, torchvision_models
+from .layer_names import POOLED
 from .quantisation import quantisation
 from .weights import Architecture, Listing, Weights, load_into, read_state
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .layers import FeatureNetwork
 
 DEFAULT = "efficientnet_lite0"
-POOLED = "pooled"
 NETWORK_FILE = "network.safetensors"  # in a run folder: the weights of a network trained as a whole
 DECODERS = ("pillow", "nvjpeg")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")
+STORAGES = ("float16", "float32")
 # in this order, so that a bundled name or one of timm's never waits for torchvision's import
 SOURCES: tuple[Callable[[str], Architecture | None], ...] = (bundled.find, timm_models.find, torchvision_models.find)
 
@@ -63,6 +63,9 @@ class Backbone:
         Of ``int8``: what decides which network it is, see `pipeline.backbones.quantisation`. Else empty.
     decoder : str
         Of JPEG files: ``pillow``, or ``nvjpeg``, which takes an NVIDIA GPU and trusts the files.
+    storage : str
+        Of a layer's activations, which are kept with their shape: ``float16`` or ``float32``. Else empty: then rows
+        are as the engine gives them.
     """
 
     architecture: Architecture
@@ -76,8 +79,11 @@ class Backbone:
     resize: int = 0
     quantisation: Mapping[str, Any] = field(default_factory=dict, hash=False)
     decoder: str = "pillow"
+    storage: str = ""
 
     def __post_init__(self) -> None:
+        if self.storage and self.storage not in STORAGES:
+            raise UnknownNameError("storage", self.storage, STORAGES)
         if self.decoder not in DECODERS:
             raise UnknownNameError("decoder", self.decoder, DECODERS)
         if self.fast_decode and self.decoder != "pillow":
@@ -102,7 +108,8 @@ class Backbone:
         precision = self.precision if self.precision != "float32" else ""
         decoding = "fast-decode" if self.fast_decode else self.decoder if self.decoder != "pillow" else ""
         resize = f"resize-{self.resize}" if self.resize else ""
-        return " ".join(filter(None, (self.name, weights, layer, precision, decoding, resize, self.views.label)))
+        kept = f"kept in {self.storage}" if self.storage else ""
+        return " ".join(filter(None, (self.name, weights, layer, precision, decoding, resize, kept, self.views.label)))
 
     @property
     def spec(self) -> Spec:
@@ -120,14 +127,36 @@ class Backbone:
                     **({"jpeg": nvjpeg.RULE} if self.decoder == "nvjpeg" else {}),
                 },
                 **({"quantisation": dict(self.quantisation)} if self.quantisation else {}),
+                **({"storage": self.storage} if self.storage else {}),
                 **({"views": self.views.described(self.transform)} if self.views.count > 1 else {}),
             }
         )
 
+    def row_bytes(self, features: int, dtype: np.dtype) -> int:
+        """Return the bytes of an image's row of all views, from an engine that gives `features` values of `dtype`."""
+        return self.views.count * features * np.dtype(self.storage or dtype).itemsize
+
     @property
     def plain(self) -> Backbone:
-        """The same with the plain view alone: what an engine runs, whatever the number of views."""
-        return replace(self, views=PLAIN)
+        """What an engine runs, whatever the number of views and however rows are stored."""
+        return replace(self, views=PLAIN, storage="")
+
+    def stored(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows in the type in which the cache keeps them.
+
+        Raises
+        ------
+        PipelineError
+            If a value is too large for that type.
+        """
+        if not self.storage or rows.dtype == self.storage:
+            return rows
+        with np.errstate(over="ignore"):
+            kept = rows.astype(self.storage)
+        if np.isinf(kept).any() and np.isfinite(rows).all():
+            raise PipelineError(f"Activations of {self.layer!r} reach {np.abs(rows).max():.3g}, and float16 ends at "
+                                "65,504. Use --storage float32.")
+        return kept
 
     def decode(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
         """Return the image in a file's content, as large as the transform needs it; see `pipeline.data.decode`."""
@@ -195,7 +224,7 @@ class Backbone:
         network = self.architecture.skeleton()
         state = self.architecture.convert(self.weights.load())
         load_into(network, state, f"{self.weights.label} does not fit {self.name}")
-        return FeatureNetwork(network, self.layer).eval()
+        return FeatureNetwork(network.eval(), self.layer, self.transform.crop)
 
 
 def resolve(
@@ -207,6 +236,7 @@ def resolve(
     fast_decode: bool = False,
     resize: int = 0,
     decoder: str = "pillow",
+    storage: str = "",
 ) -> Backbone:
     """Find a backbone by its name.
 
@@ -228,6 +258,8 @@ def resolve(
         Resize images to so many pixels before the crop, instead of as the weights were published with; 0 for that.
     decoder : str
         Of JPEG files: ``pillow`` or ``nvjpeg``.
+    storage : str
+        Keep the layer's activations with their shape, as ``float16`` or ``float32``; empty for a vector of features.
 
     Raises
     ------
@@ -242,6 +274,9 @@ def resolve(
         raise UnknownNameError("precision", precision, PRECISIONS)
     if resize < 0:
         raise PipelineError(f"resize is {resize}; it must be a number of pixels.")
+    if storage and (layer == POOLED or ":" in layer):
+        raise PipelineError(f"Activations keep their shape at a layer of the network, not at {layer!r}: give --layer "
+                            "NAME, as `pipeline summary` lists them.")
     architecture = find_architecture(name)
     tag = str(weights) if weights is not None and str(weights) in architecture.tags else None
     if weights is None or tag:
@@ -257,7 +292,7 @@ def resolve(
     if resize:
         transform = replace(transform, resize=(resize, resize))
     return Backbone(architecture, chosen, transform, layer, precision, seed, fast_decode, resize=resize,
-                    quantisation=quantisation() if precision == "int8" else {}, decoder=decoder)
+                    quantisation=quantisation() if precision == "int8" else {}, decoder=decoder, storage=storage)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -296,6 +331,7 @@ def description(backbone: Backbone) -> dict[str, Any]:
         "resize": backbone.resize,
         "transform": backbone.transform.to_dict(),
         **({"views": backbone.views.to_dict()} if backbone.views.count > 1 else {}),
+        **({"storage": backbone.storage} if backbone.storage else {}),
         "spec": backbone.spec.fields,
     }
 
@@ -322,14 +358,15 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
     weights = Weights(fields["weights"], fields["spec"]["weights"], lambda: found().weights.load())
     return Backbone(architecture, weights, transform, fields["layer"], fields["precision"], fields["seed"],
                     fields.get("fast_decode", False), Views(**fields.get("views", {})), fields.get("resize", 0),
-                    fields["spec"].get("quantisation", {}), fields.get("decoder", "pillow"))
+                    fields["spec"].get("quantisation", {}), fields.get("decoder", "pillow"),
+                    fields.get("storage", ""))
 
 
 def as_asked(fields: Mapping[str, Any]) -> Backbone:
     """Find the backbone of a description anew; whether it still is the same one, its spec tells."""
-    asked = {"fast_decode": False, "resize": 0, "decoder": "pillow", **fields}
+    asked = {"fast_decode": False, "resize": 0, "decoder": "pillow", "storage": "", **fields}
     found = resolve(*(asked[name] for name in (
-        "name", "weights", "layer", "precision", "seed", "fast_decode", "resize", "decoder")))
+        "name", "weights", "layer", "precision", "seed", "fast_decode", "resize", "decoder", "storage")))
     return replace(found, views=Views(**fields.get("views", {})))
 
 

@@ -59,7 +59,7 @@ def extract(options: argparse.Namespace) -> None:
         raise PipelineError("--workers are threads of this machine; a Dask worker's are set where it is started, by "
                             "`dask worker --nthreads`.")
     done = extract(options.data, backbone_of(options), strict=options.strict, part_rows=options.part_rows,
-                   scheduler=scheduler, **asked)
+                   scheduler=scheduler, tell=print_beside_bars, **asked)
     print_notes(done.notes)
     if options.json:
         print_json({**dataclasses.asdict(done), "path": str(done.path)})
@@ -344,8 +344,17 @@ def backbone_of(options: argparse.Namespace, precision: str | None = None) -> An
     return resolve_again(
         options.backbone, options.weights, options.layer, precision or options.precision, options.seed,
         getattr(options, "fast_decode", False), options.resize, getattr(options, "decoder", "pillow"),
-        cache_dir=None if precision else options.cache_dir,
+        _storage(options), cache_dir=None if precision else options.cache_dir,
     )
+
+
+def _storage(options: argparse.Namespace) -> str:
+    """Return how a layer's activations are to be kept, where they are."""
+    from ..backbones import STORAGES
+
+    if getattr(options, "storage", None) and not options.keep_shape:
+        raise PipelineError("--storage says how activations are kept: give --layer NAME and --keep-shape with it.")
+    return (options.storage or STORAGES[0]) if getattr(options, "keep_shape", False) else ""
 
 
 def views_of(options: argparse.Namespace) -> Any:

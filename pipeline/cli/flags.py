@@ -162,7 +162,9 @@ def add_backbone(parser: Parser, precision: bool = True) -> None:
     parser.add_argument("--resize", type=int, default=0, metavar="N",
                         help="resize images to N pixels before the crop (default: as the weights were published with)")
     parser.add_argument("--layer", default=POOLED, metavar="NAME",
-                        help="where features are read: a module's name, NAME:mean to average over positions")
+                        help="where features are read: a module's name (`pipeline summary` lists them); NAME:mean, "
+                             ":max, :meanmax over positions, NAME:cls of a transformer; A+B side by side; stages: "
+                             "pooled, and mean and maximum of every stage (default: pooled)")
     if precision:
         parser.add_argument("--precision", default="float32", metavar="P", help=", ".join(PRECISIONS))
         parser.add_argument("--fast-decode", action="store_true",

@@ -59,8 +59,8 @@ def _add_summary(verbs: Any) -> None:
     parser.add_argument("--layer", default=POOLED, metavar="NAME", help="where features are read (default: pooled)")
     parser.add_argument("--strategy", default="head-only", metavar="NAME",
                         help=f"{', '.join(STRATEGIES)} (default: head-only)")
-    parser.add_argument("--unfreeze", default="half", metavar="NAME",
-                        help="of partial: half, last-N or a layer's name (default: half)")
+    parser.add_argument("--unfreeze", default="", metavar="NAME",
+                        help="what is trained at most: half, last-N or a layer's name (default: all; of partial, half)")
     parser.add_argument("--classes", type=int, default=2, metavar="K", help="of the head (default: 2)")
     parser.add_argument("--depth", type=int, default=2, metavar="N",
                         help="modules this deep are one row, with all that is in them (default: 2)")

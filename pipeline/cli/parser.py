@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..backbones.backbone import STORAGES
 from ..store.paths import PART_ROWS
 from . import commands, inspection, results
 from .flags import (
@@ -57,6 +58,10 @@ def _add_extract(verbs: Any) -> None:
                          help="with --estimate: also what a cluster of W machines like this one would take")
     extract.add_argument("--part-rows", type=positive, metavar="N",
                          help=f"keep a cache of more than N images in parts of N (default: as it is, or {PART_ROWS})")
+    extract.add_argument("--keep-shape", action="store_true",
+                         help="keep the activations of --layer as they are, (C, H, W) or (T, C)")
+    extract.add_argument("--storage", metavar="T",
+                         help=f"of such activations: {', '.join(STORAGES)} (default: {STORAGES[0]})")
     extract.add_argument("--rehash", action="store_true", help="read every file, also those that seem unchanged")
     extract.add_argument("--retry-failed", action="store_true", help="try images again that gave no features before")
     extract.add_argument("--strict", action="store_true", help="exit with 2 if any image cannot be read")

@@ -80,7 +80,24 @@ class Flips:
         return np.asarray(_flip(view, Image.Transpose.FLIP_TOP_BOTTOM, rng))
 
 
+@dataclass(frozen=True)
+class Flip:
+    """The plain view, mirrored half the time. As a cached view, always: there is one besides the plain one."""
+
+    transform: Transform
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        plain = self.transform(image)
+        return self.mirrored(plain) if rng.random() < 0.5 else plain
+
+    @staticmethod
+    def mirrored(plain: np.ndarray) -> np.ndarray:
+        """Return a view (H, W, 3) with left and right exchanged."""
+        return np.ascontiguousarray(plain[:, ::-1])
+
+
 AUGMENTATIONS["none"] = Plain
+AUGMENTATIONS["flip"] = Flip
 AUGMENTATIONS["tutorial"] = CropAndFlip
 AUGMENTATIONS["cifar"] = Flips
 AUGMENTATIONS["trivial-augment"] = lambda transform: CropAndFlip(transform, then="TrivialAugmentWide")
@@ -180,6 +197,11 @@ class Views:
         if self.count == 1:  # equal views have equal fields
             object.__setattr__(self, "augmentation", DEFAULT_AUGMENTATION)
             object.__setattr__(self, "seed", 0)
+        elif self.augmentation == "flip":
+            object.__setattr__(self, "seed", 0)
+            if self.count > 2:
+                raise PipelineError(f"{self.count} views with augmentation 'flip': there are two, the plain one and "
+                                    "its mirror image.")
         elif self.augmentation == "none":
             others = ", ".join(name for name in AUGMENTATIONS if name != "none")
             raise PipelineError(f"{self.count} views with augmentation 'none' would all be the plain one. Take another "
@@ -204,6 +226,8 @@ class Views:
         if self.count == 1:
             return plain[None]
         augment = AUGMENTATIONS[self.augmentation](transform)
+        if isinstance(augment, Flip):
+            return np.stack([plain, augment.mirrored(plain)])
         digest = int.from_bytes(hashlib.sha256(content).digest()[:DIGEST_BYTES], "big")
         further = [augment(image, np.random.default_rng((self.seed, view, digest))) for view in range(1, self.count)]
         return np.stack([plain, *further])

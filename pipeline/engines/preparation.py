@@ -7,8 +7,8 @@ compilation.
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, cast
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx, nn
@@ -76,7 +76,21 @@ def _layout(network: nn.Module, precision: torch.dtype, device: str) -> torch.me
 
 
 class Tracer(fx.Tracer):
-    """Records which module's output goes where; modules of any library that hold no submodule are leaves."""
+    """Records which module's output goes where; modules of any library that hold no submodule are leaves.
+
+    Nobody listens meanwhile: what reads features at a layer would end the recording there.
+    """
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Record the flow of a network."""
+        hooks = {module: module._forward_hooks for module in root.modules() if module._forward_hooks}
+        for module in hooks:
+            module._forward_hooks = OrderedDict()
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            for module, own in hooks.items():
+                module._forward_hooks = own
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.Conv2d)) or super().is_leaf_module(module, name)
@@ -113,7 +127,7 @@ def fold_batchnorm(network: nn.Module) -> int:
             continue
         convolution, norm = network.get_submodule(str(before.target)), network.get_submodule(str(node.target))
         once = calls.count(str(node.target)) == calls.count(str(before.target)) == 1
-        if convolution._forward_hooks or norm._forward_hooks or not once:
+        if not once or _apart(network, str(before.target), str(node.target)):
             continue
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             _fold(convolution, norm)
@@ -123,6 +137,12 @@ def fold_batchnorm(network: nn.Module) -> int:
             network.set_submodule(str(node.target), after if rest else nn.Identity())
             folded += 1
     return folded
+
+
+def _apart(network: nn.Module, one: str, other: str) -> bool:
+    """Tell whether somebody listens to a module that holds one of these and not the other, or is one of them."""
+    listened = [f"{name}." for name, module in network.named_modules() if module._forward_hooks]
+    return any(f"{one}.".startswith(name) != f"{other}.".startswith(name) for name in listened)
 
 
 @torch.no_grad()
@@ -256,13 +276,12 @@ def _plain(inner: nn.Module, name: str) -> bool:
 
 def _activation_after(node: fx.Node, inner: nn.Module) -> str:
     """Return the name of the activation that alone takes a module's output; empty if there is none."""
+    convolution = str(node.target)
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if node.op != "call_module":
+        if node.op != "call_module" or _apart(inner, convolution, str(node.target)):
             break
         module = inner.get_submodule(str(node.target))
-        if module._forward_hooks:
-            break
         if type(module) in ACTIVATIONS:
             return str(node.target)
         if type(module) is not nn.Identity:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..core.machine import available_memory
@@ -31,11 +32,12 @@ class Batch:
     ----------
     indices : (n,) int array
         In the data set; without those that could not be read.
-    pixels : (n, H, W, 3) uint8 array
+    inputs : tensor
+        (n, H, W, 3) uint8 pixels, or (n, D) cached activations.
     """
 
     indices: np.ndarray
-    pixels: np.ndarray
+    inputs: torch.Tensor
 
 
 class Decoder:
@@ -67,6 +69,10 @@ class Decoder:
         self._kept: dict[tuple[int, bool], Any] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers or available_cores(), "decode")
+
+    def arranged(self, order: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+        """Return an epoch's order as it can be read: any can."""
+        return order
 
     def close(self) -> None:
         """Stop the threads."""
@@ -142,7 +148,7 @@ def _collected(indices: np.ndarray, jobs: list[Future], crop: tuple[int, int]) -
     pixels = np.empty((len(readable), *crop, 3), np.uint8)
     for row, place in enumerate(readable):
         pixels[row] = views[place]
-    return Batch(indices[readable], pixels)
+    return Batch(indices[readable], torch.from_numpy(pixels))
 
 
 def epoch_order(indices: np.ndarray, labels: np.ndarray, seed: tuple[int, ...], resample: bool) -> np.ndarray:

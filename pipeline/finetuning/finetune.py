@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,17 @@ from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
 from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
+from ..engines import Running
 from ..runs.classifier import ImageClassifier, linear_head
 from ..runs.run import Run, RunPlace, claimed, file_safe, place_for, prediction_rows, write_run
 from ..runs.scores import score_splits, seconds_of
 from ..stage_one.caches import backbone_of, load_named
-from ..stage_one.extraction import extract
+from ..stage_one.extraction import extract, extract_features
 from ..stage_two.fit import Training, fit_head
+from ..store import cache_path
 
 if TYPE_CHECKING:
+    from .activations import Activations
     from .result import Finetuned
     from .settings import FinetuneSettings
 
@@ -91,16 +95,49 @@ def finetune(
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
     claim = claimed(usual, asked, overwrite) if first else nullcontext(place_for(usual, asked, overwrite))
     with claim as place:
-        probe, extract_seconds = None, 0.0
-        if STRATEGIES[settings.strategy].probe and first:
+        probe, activations, extract_seconds = None, None, 0.0
+        if settings.cached:
+            origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(limits)}
+            activations, extract_seconds = _activations(
+                dataset, network, settings, Path(cache_dir), origin if first else None, progress, log)
+        elif STRATEGIES[settings.strategy].probe and first:
             probe, extract_seconds = _probe(data, network, val_fraction, Path(cache_dir), settings, progress)
         result = train(
-            dataset, network, settings, run_folder=place.path, resume=resume, probe=probe, progress=progress, log=log
+            dataset, network, settings, run_folder=place.path, resume=resume, probe=probe, activations=activations,
+            progress=progress, log=log,
         )
         if result is None:
             return None
         origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
         return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked)
+
+
+def _activations(
+    dataset: Dataset, backbone: Backbone, settings: FinetuneSettings, cache_dir: Path,
+    origin: Mapping[str, Any] | None, progress: Progress, log: Callable[[str], object],
+) -> tuple[Activations, float]:  # fmt: skip
+    """Have the frozen blocks' activations in the cache; return where, and the seconds that they took, now or before.
+
+    Without `origin`, another process sees to it.
+    """
+    from .activations import Activations
+    from .cutting import below_training
+
+    kept, shape = below_training(backbone, settings)
+    path = cache_path(cache_dir, dataset.name, kept.name, kept.spec)
+    found = Activations(path, kept.layer, shape)
+    if origin is None:
+        return found, 0.0
+    done = extract_features(dataset, kept, Running(settings.device, workers=settings.workers or None),
+                            cache_dir=cache_dir, origin=origin, progress=progress, tell=log)
+    for note in done.notes:
+        log(f"note: {note}")
+    how = f"{done.computed} computed, {done.reused} reused" if done.computed else "all cached already"
+    views = "the plain view alone, so without augmentation" if settings.views == 1 else (
+        f"{settings.views} views ({settings.augmentation}), of which every epoch draws one; new ones are not made")
+    log(f"training from {kept.layer} {' x '.join(map(str, shape))}: {done.rows} images ({how}), {views}")
+    with done.open() as cache:
+        return found, float(cache.meta.get("seconds") or 0)
 
 
 def _probe(

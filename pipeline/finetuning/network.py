@@ -2,97 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..backbones.layers import MEAN, POOLED, FeatureNetwork
+from ..backbones.blocks import Block, find_blocks
+from ..backbones.cuts import Flow
+from ..backbones.layer_names import POOLED
+from ..backbones.layers import FeatureNetwork
 from ..data import Transform
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PREFIX = "backbone.network."
-
-
-@dataclass
-class Block:
-    """Consecutive layers that are frozen or trained together.
-
-    Attributes
-    ----------
-    names : list of str
-        The modules in it, as in ``network.named_modules()``; the first names the block.
-    modules : list of nn.Module
-    parameters : dict of str to nn.Parameter
-        By their names in the network.
-    """
-
-    names: list[str] = field(default_factory=list)
-    modules: list[nn.Module] = field(default_factory=list)
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The name of its first module."""
-        return self.names[0]
-
-    def holds(self, layer: str) -> bool:
-        """Tell whether the layer is in this block, or the block in that layer."""
-        return any(f"{name}.".startswith(f"{layer}.") or f"{layer}.".startswith(f"{name}.") for name in self.names)
-
-    def absorb(self, other: Block) -> None:
-        """Take in what the other block holds."""
-        self.names += other.names
-        self.modules += other.modules
-        self.parameters |= other.parameters
-
-
-def find_blocks(network: FeatureNetwork) -> list[Block]:
-    """Return the blocks of a backbone that its features depend on, in the order in which the network names them.
-
-    Containers are opened, and so is a module that holds more than half of all parameters, down to the parts that
-    networks are built of (a residual block, a transformer layer). A part with nothing but biases and scales, such
-    as a norm, belongs to the one before it; so does one without parameters.
-    """
-    half = sum(parameter.numel() for parameter in network.network.parameters()) / 2
-    blocks: list[Block] = []
-    for part in _parts("", network.network, half):
-        matrices = any(parameter.ndim > 1 for parameter in part.parameters.values())
-        if blocks and not (matrices and _has_matrices(blocks[-1])):
-            blocks[-1].absorb(part)
-        else:
-            blocks.append(part)
-    blocks = [block for block in blocks if block.parameters]
-    if network.layer == POOLED:
-        return blocks
-    places = [place for place, block in enumerate(blocks) if block.holds(network.layer.removesuffix(MEAN))]
-    return blocks[: places[-1] + 1] if places else blocks
-
-
-def _has_matrices(block: Block) -> bool:
-    return any(parameter.ndim > 1 for parameter in block.parameters.values())
-
-
-def _parts(name: str, module: nn.Module, half: float) -> Iterator[Block]:
-    size = sum(parameter.numel() for parameter in module.parameters())
-    children = list(module.named_children())
-    prefix = f"{name}." if name else ""
-    if not children or not (isinstance(module, CONTAINERS) or size > half or not name):
-        own = {prefix + key: parameter for key, parameter in module.named_parameters()}
-        yield Block([name], [module], own)
-        return
-    # what an opened module holds itself (a class token, position embeddings) goes with its first part that learns
-    loose = {prefix + key: parameter for key, parameter in module.named_parameters(recurse=False)}
-    for child, part in children:
-        for block in _parts(prefix + child, part, half):
-            if block.parameters:
-                block.parameters |= loose
-                loose = {}
-            yield block
 
 
 class Classifier(nn.Module):
@@ -120,16 +44,48 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         std = torch.tensor(transform.std).view(3, 1, 1)
+        self._crop = transform.crop
+        self._above: tuple[nn.Module, ...] = ()
+        self._shape: tuple[int, ...] = ()
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -torch.tensor(transform.mean).view(3, 1, 1) / std, persistent=False)
 
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn bytes (N, H, W, 3) into normalised images (N, 3, H, W), channels last in memory."""
-        return (pixels.permute(0, 3, 1, 2) * self.scale).add_(self.shift)
+    def cut(self, layer: str, shape: Sequence[int]) -> None:
+        """Take a layer's activations instead of images from now on; to be called on the device.
+
+        Parameters
+        ----------
+        layer : str
+            A cut, see `pipeline.backbones.cuts`, or ``pooled``.
+        shape : sequence of int
+            Of its output for one image.
+        """
+        self._shape = tuple(shape)
+        if layer == POOLED:
+            self._above = (nn.Identity(), nn.Identity())
+        else:  # its modules are the backbone's own, which are registered there and nowhere else
+            flow = Flow(self.backbone.network, self._crop)
+            self._above = (flow.above(layer), flow.above(layer, training=True))
+
+    def prepared(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Turn bytes (N, H, W, 3) into normalised images (N, 3, H, W), or rows (N, D) into activations in float32.
+
+        Both are channels last in memory.
+        """
+        if not self._above:
+            return (inputs.permute(0, 3, 1, 2) * self.scale).add_(self.shift)
+        shaped = inputs.float().view(-1, *self._shape)
+        return shaped.contiguous(memory_format=torch.channels_last) if shaped.ndim == 4 else shaped
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map what `prepared` returns to features (N, D)."""
+        if not self._above:
+            return self.backbone(inputs)
+        return self._above[self.backbone.network.training](inputs).flatten(1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map normalised images (N, 3, H, W) to scores (N, K) in float32."""
-        features = self.backbone(images)
+        """Map normalised images (N, 3, H, W), or activations, to scores (N, K) in float32."""
+        features = self.features(images)
         with torch.autocast(images.device.type, enabled=False):
             # the head is next to nothing of the work, and where small differences matter
             return self.head(features.float())

@@ -210,10 +210,10 @@ class Stepper:
             If the loss is no number, or memory is too small for a single image.
         """
         seed = (self.settings.seed, *place, self.world.rank)
-        pixels, targets = self._rows(batch)
-        if not len(pixels):
+        inputs, targets = self._rows(batch)
+        if not len(inputs):
             return False
-        images = self.model.normalise(torch.from_numpy(pixels).to(self.device, non_blocking=True))
+        images = self.model.prepared(inputs.to(self.device, non_blocking=True))
         images = mix_images(images, targets, self.settings, np.random.default_rng((*seed, 1)))
         total = self.world.total(targets.total())
         if self.world.size > 1 and not float(total):
@@ -240,15 +240,15 @@ class Stepper:
                 raise PipelineError(f"The loss became {loss} in epoch {epoch + 1} at step {step + 1}, with learning "
                                     f"rate {rate:g}. Try --lr {rate / 10:g}, --warmup 1 or --clip 1{wider}.")
 
-    def _rows(self, batch: Batch) -> tuple[np.ndarray, Targets]:
-        """Return pixels and targets; where other processes have some, an empty part becomes a row that counts 0."""
-        pixels, labels = batch.pixels, self.labels[batch.indices]
+    def _rows(self, batch: Batch) -> tuple[torch.Tensor, Targets]:
+        """Return inputs and targets; where other processes have some, an empty part becomes a row that counts 0."""
+        inputs, labels = batch.inputs, self.labels[batch.indices]
         counted = np.ones(len(labels), np.float32)
         if not len(labels) and self.world.size > 1:
-            pixels = np.zeros((1, *pixels.shape[1:]), np.uint8)
+            inputs = inputs.new_zeros((1, *inputs.shape[1:]))
             labels, counted = np.zeros(1, np.int64), np.zeros(1, np.float32)
         device = self.device
-        return pixels, Targets(torch.from_numpy(labels).to(device), self.weights,
+        return inputs, Targets(torch.from_numpy(labels).to(device), self.weights,
                                torch.from_numpy(counted).to(device), self.settings.label_smoothing)
 
     def _gradients(self, images: torch.Tensor, targets: Targets, total: torch.Tensor

@@ -21,7 +21,11 @@ from ..data import Dataset, decode
 from ..engines import Embedder, TorchEngine
 from ..heads import make_head
 from ..heads.scores import softmax
+from .activations import CachedActivations
+from .batches import grouped
+from .network import Classifier
 
+EVALUATION_BATCH = {"cpu": 8}  # on a CPU the temporaries of larger batches cost page faults at every layer
 SPLITS = ("train", "val", "test")
 JOB = 64  # images handed to a worker at once
 UNSEEN = -10.0  # the score of a class without training images lies this far below the others'
@@ -151,20 +155,53 @@ def score(
     return scores, failures
 
 
-def solve_probe(
-    dataset: Dataset, backbone: Backbone, device: str, workers: int, progress: Progress = silent
+@torch.no_grad()
+def features_above(
+    model: Classifier, activations: CachedActivations, indices: np.ndarray, tick: Callable[[int], object]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solve logistic regression on the frozen features of the training images.
+    """Compute features of some images from the cached activations of their plain views.
+
+    Returns
+    -------
+    (n,) int array, (n, D) array
+        Indices of the images that have activations, and their features, in float32.
+    """
+    model.eval()
+    device = model.head.weight.device
+    size = EVALUATION_BATCH.get(device.type, 64)
+    rows, found = [np.empty((0, model.head.in_features), np.float32)], [np.empty(0, int)]
+    for batch in activations.batches(grouped(indices, size)):
+        if len(batch.indices):
+            rows.append(model.features(model.prepared(batch.inputs.to(device))).float().cpu().numpy())
+            found.append(batch.indices)
+        tick(size)
+    return np.concatenate(found), np.concatenate(rows)
+
+
+def score_above(
+    model: Classifier, activations: CachedActivations, dataset: Dataset, progress: Progress = silent
+) -> dict[str, Scores]:
+    """Predict every labelled image from its cached activations, in float32; see `score`."""
+    splits = {split: found for split in SPLITS if len(found := labelled(dataset, split))}
+    weight, bias = (tensor.detach().cpu().double().numpy() for tensor in (model.head.weight, model.head.bias))
+    scores: dict[str, Scores] = {}
+    with progress(total=sum(map(len, splits.values())), desc="score", unit="image") as bar:
+        for split, indices in splits.items():
+            readable, rows = features_above(model, activations, indices, bar.update)
+            if not len(readable):
+                raise DataError(f"None of the {len(indices)} {split} images in {dataset.root} can be read.")
+            scores[split] = Scores(readable, softmax(rows.astype(np.float64) @ weight.T + bias))
+    return scores
+
+
+def solve_probe(dataset: Dataset, readable: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solve logistic regression on the frozen features (n, D) of the readable training images (n,).
 
     Returns
     -------
     (K, D) array, (K,) array
         Weight and bias for raw features.
     """
-    embedder = Embedder(TorchEngine(backbone, device), workers=workers or None)
-    indices = labelled(dataset, "train")
-    with progress(total=len(indices), desc="probe", unit="image") as bar:
-        readable, rows, _ = features_of(embedder, backbone, dataset, indices, bar.update)
     labels = dataset.labels[readable]
     if len(np.unique(labels)) < 2:
         raise DataError(f"The readable training images in {dataset.root} are of one class; two are needed.")

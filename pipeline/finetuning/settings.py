@@ -23,6 +23,7 @@ SCHEDULES = ("step", "cosine", "one-cycle", "constant")
 SELECTIONS = ("best-on-val", "last")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+STORAGES = ("float16", "float32")
 # what may differ between a run and its continuation: none of it decides what is learned
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_memory", "compile", "tensorboard",
                   "log_every")
@@ -37,6 +38,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "gamma": (0, 1),
     "label_smoothing": (0, 1),
     "ema": (0, 1),
+    "views": (1, 1000),
     "image_memory": (0, 1),
 }
 
@@ -65,6 +67,11 @@ class Strategy:
     probe: bool = False
     interpolate: bool = False
 
+    def rates(self, blocks: Sequence[str], settings: FinetuneSettings, epoch: int) -> list[float]:
+        """Return the blocks' factors of the learning rate in an epoch (from 0): 0 below `unfreeze`."""
+        first = first_trained(blocks, settings.unfreeze) if settings.unfreeze else 0
+        return [0.0] * first + self.factors(blocks[first:], settings, epoch)
+
 
 def _whole(blocks: Sequence[str], settings: FinetuneSettings, epoch: int) -> list[float]:
     return [1.0] * len(blocks)
@@ -79,11 +86,6 @@ def _discriminative(blocks: Sequence[str], settings: FinetuneSettings, epoch: in
     return [settings.backbone_rate * settings.layer_decay ** (count - 1 - place) for place in range(count)]
 
 
-def _partial(blocks: Sequence[str], settings: FinetuneSettings, epoch: int) -> list[float]:
-    first = first_trained(blocks, settings.unfreeze)
-    return [float(place >= first) for place in range(len(blocks))]
-
-
 def _gradual(blocks: Sequence[str], settings: FinetuneSettings, epoch: int) -> list[float]:
     # one block more an epoch, or as many as it takes to have them all in the last
     step = ceil(len(blocks) / max(1, settings.epochs - 1))
@@ -91,7 +93,7 @@ def _gradual(blocks: Sequence[str], settings: FinetuneSettings, epoch: int) -> l
 
 
 def first_trained(blocks: Sequence[str], unfreeze: str) -> int:
-    """Return the place of the first block that `partial` trains.
+    """Return the place of the first block that is trained.
 
     Parameters
     ----------
@@ -120,7 +122,7 @@ def first_trained(blocks: Sequence[str], unfreeze: str) -> int:
 
 STRATEGIES["whole"] = Strategy("all weights at one learning rate", _whole)
 STRATEGIES["discriminative"] = Strategy("all weights, the backbone's at a smaller rate", _discriminative)
-STRATEGIES["partial"] = Strategy("the last blocks (--unfreeze), those below frozen", _partial)
+STRATEGIES["partial"] = Strategy("the last blocks (--unfreeze), those below frozen", _whole)
 STRATEGIES["gradual"] = Strategy("one more block unfrozen each epoch, from the top", _gradual)
 STRATEGIES["head-only"] = Strategy("the backbone frozen, but run for every image in every epoch", _head_only)
 STRATEGIES["scratch"] = Strategy("all weights, from random ones: what pretraining is worth", _whole, random=True)
@@ -139,7 +141,15 @@ class FinetuneSettings:
     strategy : str
         Which parts of the network learn, and from where they start: a name in `STRATEGIES`.
     unfreeze : str
-        What `partial` trains: ``half``, ``last-N`` (blocks), or the name of a layer to start from.
+        What is trained at most: ``half``, ``last-N`` (blocks), or the name of a layer to start from; all below is
+        frozen. Empty for all; of `partial`, ``half``.
+    cached : bool
+        Train from cached activations of the frozen blocks, which are run once, instead of from images.
+    views : int
+        Of `cached`: how many views of each image are kept, the plain one and further ones of `augmentation`. With one
+        there is no augmentation.
+    storage : {'float16', 'float32'}
+        Of `cached`: how activations are kept.
     backbone_rate : float
         Of `discriminative`: the backbone's learning rate as a factor of the head's.
     layer_decay : float
@@ -216,7 +226,10 @@ class FinetuneSettings:
     """
 
     strategy: str = "whole"
-    unfreeze: str = "half"
+    unfreeze: str = ""
+    cached: bool = False
+    views: int = 1
+    storage: str = "float16"
     backbone_rate: float = 0.1
     layer_decay: float = 1.0
     epochs: int = 25
@@ -263,8 +276,33 @@ class FinetuneSettings:
         for field in fields(self):
             if field.type in ("int", "float"):
                 _in_range(field.name, getattr(self, field.name), field.type == "int")
+        if self.strategy == "partial" and not self.unfreeze:
+            object.__setattr__(self, "unfreeze", "half")
+        if self.strategy == "whole" and self.unfreeze:
+            object.__setattr__(self, "strategy", "partial")  # which is what this says
+        if STRATEGIES[self.strategy].random and (self.unfreeze or self.cached):
+            raise PipelineError(f"The strategy {self.strategy!r} starts from random weights, all of which are to be "
+                                "trained: leave --unfreeze and --cached out.")
+        self._check_cached()
         if self.ema == 1:
             raise PipelineError("ema is 1: the average would never move. Use a decay below 1, such as 0.999.")
+
+    def _check_cached(self) -> None:
+        """Refuse what cached views cannot give, and say what they do."""
+        _known("storage", self.storage, STORAGES)
+        if not self.cached:
+            if self.views != 1:
+                raise PipelineError(f"views is {self.views}: cached views are for --cached; without it every epoch "
+                                    "draws new ones.")
+            return
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name):
+                raise PipelineError(f"{name} mixes pixels, and --cached trains from activations: leave one out.")
+        if self.views == 1:
+            if self.augmentation not in ("none", FinetuneSettings.augmentation):
+                raise PipelineError(f"One cached view of each image is the plain one. For the augmentation "
+                                    f"{self.augmentation!r} give --views 2 or more.")
+            object.__setattr__(self, "augmentation", "none")
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting as a JSON value."""
@@ -273,7 +311,8 @@ class FinetuneSettings:
     @property
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what is learned."""
-        return {name: value for name, value in self.to_dict().items() if name not in FREE_TO_CHANGE}
+        unused = () if self.cached else ("cached", "views", "storage")
+        return {name: value for name, value in self.to_dict().items() if name not in (*FREE_TO_CHANGE, *unused)}
 
     @property
     def told(self) -> str:

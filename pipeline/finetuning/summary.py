@@ -118,7 +118,7 @@ def summarise(
     with torch.device("meta"), torch.no_grad():
         model = Classifier(network, network(image).shape[1], classes, transform)
         names = [block.name for block in model.blocks]
-        model.unfreeze(STRATEGIES[settings.strategy].factors(names, settings, settings.epochs - 1))
+        model.unfreeze(STRATEGIES[settings.strategy].rates(names, settings, settings.epochs - 1))
         tracer = _Tracer(model.eval())
         tracer.run(image)
     rows = [*tracer.rows(ROOT, network.network, depth), *tracer.rows("head", model.head, depth)]

@@ -13,16 +13,15 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..data import Dataset
+from .activations import CachedActivations
 from .batches import Decoder, epoch_order, grouped
 from .distributed import World
 from .network import Classifier, autocast
 from .optimisation import Stepper, class_weights, make_optimizer, rate_factor, set_rates, update_average
-from .result import labelled
+from .result import EVALUATION_BATCH, labelled
 from .settings import STRATEGIES, FinetuneSettings
 
 Tensors = dict[str, torch.Tensor]
-VALIDATION_BATCH = {"cpu": 8}  # on a CPU the temporaries of larger batches cost page faults at every layer
-
 TOLD = 0.1  # share of an epoch from which waiting for images is told
 
 
@@ -34,7 +33,7 @@ class Trainer:
     model : Classifier
         On its device.
     dataset : Dataset
-    decoder : Decoder
+    decoder : Decoder or CachedActivations
     settings : FinetuneSettings
     precision : torch.dtype
     world : World
@@ -53,8 +52,8 @@ class Trainer:
         How many are done; steps within the epoch.
     """
 
-    def __init__(self, model: Classifier, dataset: Dataset, decoder: Decoder, settings: FinetuneSettings,
-                 precision: torch.dtype, world: World, log: Callable[[str], object],
+    def __init__(self, model: Classifier, dataset: Dataset, decoder: Decoder | CachedActivations,
+                 settings: FinetuneSettings, precision: torch.dtype, world: World, log: Callable[[str], object],
                  track: Callable[[dict[str, Any]], object] = lambda line: None):
         self.model, self.dataset, self.decoder, self.settings = model, dataset, decoder, settings
         self.precision, self.world, self.log, self.track = precision, world, log, track
@@ -74,7 +73,7 @@ class Trainer:
         self.epoch, self.step, self.seconds = 0, 0, 0.0
 
     def _factors(self, epoch: int) -> list[float]:
-        return self.strategy.factors([block.name for block in self.model.blocks], self.settings, epoch)
+        return self.strategy.rates([block.name for block in self.model.blocks], self.settings, epoch)
 
     def _checked_labels(self) -> np.ndarray:
         labels = self.dataset.labels[self.train_indices]
@@ -115,7 +114,8 @@ class Trainer:
         network: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
         self.stepper.network = self.world.wrap(network, self.device)
         labels, seed = self.dataset.labels[self.train_indices], (settings.seed, self.epoch)
-        groups = grouped(epoch_order(self.train_indices, labels, seed, settings.resample), settings.batch_size)
+        order = self.decoder.arranged(epoch_order(self.train_indices, labels, seed, settings.resample), seed)
+        groups = grouped(order, settings.batch_size)
         own = [group[self.world.rank :: self.world.size] for group in groups]
         rate, told = 0.0, self.stepper.sums.clone()
         batches = self.decoder.batches(own, settings.augmentation, seed, self.step)
@@ -182,13 +182,13 @@ class Trainer:
     def validate(self) -> tuple[float, float]:
         """Return the loss and the accuracy on the validation images, with the weights as they are."""
         self.model.eval()
-        size = max(self.settings.batch_size, VALIDATION_BATCH.get(self.device.type, 64))
+        size = max(self.settings.batch_size, EVALUATION_BATCH.get(self.device.type, 64))
         sums = torch.zeros(3, device=self.device)
         for batch in self.decoder.batches(grouped(self.val_indices[self.world.rank :: self.world.size], size)):
             if len(batch.indices):
                 labels = torch.from_numpy(self.dataset.labels[batch.indices]).to(self.device)
                 with autocast(self.device, self.precision):
-                    scores = self.model(self.model.normalise(torch.from_numpy(batch.pixels).to(self.device)))
+                    scores = self.model(self.model.prepared(batch.inputs.to(self.device)))
                 loss = nn.functional.cross_entropy(scores, labels, reduction="sum")
                 sums += torch.stack([loss, (scores.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
         loss, correct, count = self.world.total(sums).tolist()

@@ -20,14 +20,16 @@ from ..backbones.backbone import random_weights
 from ..core.errors import PipelineError, RunError
 from ..core.progress import Progress, silent
 from ..data import Dataset
-from ..engines import choose_device
+from ..engines import Embedder, TorchEngine, choose_device
 from ..engines.memory import kept_memory
+from ..store import FeatureCache
+from .activations import Activations, CachedActivations
 from .batches import Decoder
 from .checkpoints import Checkpoints, record_of, restore, tensors_of
 from .distributed import World, world
 from .interrupts import deferred
 from .network import Classifier, choose_precision, feature_length, find_blocks
-from .result import Finetuned, score, solve_probe, with_weights
+from .result import Finetuned, features_above, features_of, labelled, score, score_above, solve_probe, with_weights
 from .settings import STRATEGIES, FinetuneSettings
 from .trainer import Tensors, Trainer
 
@@ -75,6 +77,7 @@ def train(
     run_folder: Path | None = None,
     resume: bool = False,
     probe: Probe | None = None,
+    activations: Activations | None = None,
     progress: Progress = silent,
     log: Callable[[str], object] = lambda line: None,
 ) -> Finetuned | None:
@@ -93,6 +96,9 @@ def train(
     probe : (K, D) array, (K,) array, optional
         Weight and bias, for raw features, of the probe that `lp-ft` and `interpolate` start from; solved here if
         it is not given.
+    activations : Activations, optional
+        With the setting `cached`: where the frozen blocks' activations are. The file is opened once all processes are
+        there, so that the first may have been making it.
     progress : Progress
     log : callable
         Takes a line for the user, an epoch's for instance.
@@ -121,11 +127,13 @@ def train(
         if checkpoints and not resume and checkpoints.records():
             raise RunError(f"{run_folder} holds an unfinished training. Continue it with --resume, choose another "
                            f"--name, or delete {checkpoints.folder}.")
-        decoder = Decoder(dataset, backbone.transform, settings.workers, settings.image_memory)
+        decoder = _decoder(dataset, backbone, settings, device, activations)
         try:
             model = _model(backbone, dataset, settings, device, place)
+            if isinstance(decoder, CachedActivations) and activations:
+                model.cut(activations.layer, activations.shape)
             if strategy.probe and place.main:
-                model.start_head(*(probe or solve_probe(dataset, backbone, str(device), settings.workers, progress)))
+                model.start_head(*(probe or _probe(model, decoder, dataset, backbone, settings, progress)))
             place.share(model.head.state_dict().values())
             precision = choose_precision(settings.precision, device)
             plan = training_plan(dataset, backbone, settings)
@@ -136,9 +144,32 @@ def train(
                     _continue(trainer, checkpoints, plan, log)
                 _run(trainer, checkpoints, plan, progress, log)
                 mix = _settle(trainer, start, log)
+            return _outcome(trainer, backbone, mix, progress) if place.main else None
         finally:
             decoder.close()
-        return _outcome(trainer, backbone, mix, progress) if place.main else None
+
+
+def _decoder(
+    dataset: Dataset, backbone: Backbone, settings: FinetuneSettings, device: torch.device,
+    activations: Activations | None,
+) -> Decoder | CachedActivations:  # fmt: skip
+    if activations is None:
+        return Decoder(dataset, backbone.transform, settings.workers, settings.image_memory)
+    return CachedActivations(FeatureCache.open(activations.path), dataset, settings, device)
+
+
+def _probe(
+    model: Classifier, decoder: Decoder | CachedActivations, dataset: Dataset, backbone: Backbone,
+    settings: FinetuneSettings, progress: Progress,
+) -> Probe:  # fmt: skip
+    """Solve logistic regression on the features of the training images, as they are before training."""
+    device, indices = model.head.weight.device, labelled(dataset, "train")
+    if isinstance(decoder, CachedActivations):
+        with progress(total=len(indices), desc="probe", unit="image") as bar:
+            return solve_probe(dataset, *features_above(model, decoder, indices, bar.update))
+    embedder = Embedder(TorchEngine(backbone, str(device)), workers=settings.workers or None)
+    with progress(total=len(indices), desc="probe", unit="image") as bar:
+        return solve_probe(dataset, *features_of(embedder, backbone, dataset, indices, bar.update)[:2])
 
 
 def _model(
@@ -147,7 +178,7 @@ def _model(
     network = backbone.network()
     length = feature_length(network, backbone.transform)
     names = [block.name for block in find_blocks(network)]
-    if any(STRATEGIES[settings.strategy].factors(names, settings, settings.epochs - 1)) and not settings.freeze_norm:
+    if any(STRATEGIES[settings.strategy].rates(names, settings, settings.epochs - 1)) and not settings.freeze_norm:
         network.network = place.synchronise_norms(network.network, device)
     model = Classifier(network, length, len(dataset.classes), backbone.transform)
     return model.to(memory_format=torch.channels_last).to(device)
@@ -264,8 +295,12 @@ def _outcome(trainer: Trainer, backbone: Backbone, mix: float | None, progress: 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     weight, bias = (tensor.detach().cpu().numpy().copy() for tensor in (model.head.weight, model.head.bias))
     tuned = with_weights(backbone, state)
-    scores, failures = score(tuned, weight, bias, trainer.dataset, str(trainer.device), settings.workers, progress)
-    failures = trainer.decoder.failures | failures
+    if isinstance(trainer.decoder, CachedActivations):
+        scores = score_above(model, trainer.decoder, trainer.dataset, progress)
+        failures = trainer.decoder.failures
+    else:
+        scores, failures = score(tuned, weight, bias, trainer.dataset, str(trainer.device), settings.workers, progress)
+        failures = trainer.decoder.failures | failures
     return Finetuned(
         backbone=tuned, state=state, weight=weight, bias=bias, history=trainer.history,
         best_epoch=trainer.best_epoch if trainer.selects else trainer.epoch,

@@ -106,7 +106,7 @@ class LocalComputer:
         engine = self._embedder.engine
         # what was decoded ahead is resized already; from now on the device does that
         self._reading.whole = getattr(engine, "resizes", False) and backbone.views.count == 1
-        self.row_bytes = backbone.views.count * engine.features * engine.dtype.itemsize
+        self.row_bytes = backbone.row_bytes(engine.features, engine.dtype)
         self.notes = engine.notes
         self.head_start = self._pixels.seconds / max(threads, 1)
 
@@ -117,7 +117,8 @@ class LocalComputer:
             return (self._embedder.batches(images, views) for images in self._blocks)
 
         def work(batch: Indices) -> tuple[np.ndarray, dict[int, str]]:
-            return self._embedder.embed(batch, self._pixels, bar.update, views)
+            rows, failures = self._embedder.embed(batch, self._pixels, bar.update, views)
+            return self._backbone.stored(rows), failures
 
         # the workers share each block: few are open at a time, all cores stay busy to the end, and none of them waits
         # until the disk confirms a block; two blocks a worker may be ahead of an image that is slow to come
@@ -210,7 +211,7 @@ def _on_worker(job: str, number: int, part: Dataset) -> tuple[int, Computed]:
         reading = Reading(part, backbone)
         rows, failures = embedder.embed(np.arange(len(part)), reading, views=backbone.views.count)
     passing = reading.passing & failures.keys()
-    return number, Computed(rows, failures, passing, tuple(embedder.engine.notes), address())
+    return number, Computed(backbone.stored(rows), failures, passing, tuple(embedder.engine.notes), address())
 
 
 def _prepared(job: str) -> tuple[Backbone, Embedder]:

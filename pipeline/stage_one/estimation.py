@@ -142,14 +142,15 @@ def estimate_extraction(
         embedder = Embedder.of(backbone, running)
         trial = _try(dataset, backbone, embedder, found.to_compute, progress)
         loading = time.perf_counter() - begin - trial.seconds
-        trial.row_bytes = backbone.views.count * embedder.engine.features * embedder.engine.dtype.itemsize
+        trial.row_bytes = backbone.row_bytes(embedder.engine.features, embedder.engine.dtype)
         notes += embedder.engine.notes
         if trial.rate:
             trial.total = loading + len(found.to_compute) / trial.rate
             if machines is not None:
                 shape = (backbone.views.count,) if backbone.views.count > 1 else ()
                 load = Load(len(found.to_compute), len(dataset), trial.rate, max(1, embedder.workers), loading,
-                            trial.image_bytes, (*shape, embedder.engine.features), embedder.engine.dtype)
+                            trial.image_bytes, (*shape, embedder.engine.features),
+                            np.dtype(backbone.storage or embedder.engine.dtype))
                 planned = scaling(load, measured_writing(_existing(path.parent), load), machines)
     return Estimate(
         path, len(dataset), len(dataset.skipped), len(found.to_compute), found.reused, found.duplicates,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..backbones import DEFAULT, POOLED, Backbone, description
+from ..backbones import DEFAULT, POOLED, Backbone, description, several
 from ..core.errors import CacheError, DataError
 from ..core.machine import installed
 from ..core.progress import Progress, silent
@@ -19,9 +19,11 @@ from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
 from ..engines.engine import accelerated
 from ..store import CacheWriter, FeatureCache, Plan, cache_path
+from ..store.disk import size
 from .caches import backbone_of, load_named, with_views
 from .computer import computer_of
 
+TOLD_BYTES = 4e9  # from which on it is said beforehand
 LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py")
 
 
@@ -39,6 +41,7 @@ def extract(
     retry_failed: bool = False,
     part_rows: int | None = None,
     strict: bool = False,
+    tell: Callable[[str], object] = lambda line: None,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
@@ -68,6 +71,8 @@ def extract(
         See `pipeline.engines.Running`.
     strict : bool
         Make an image that cannot be read an error. All other rows are kept for the next run.
+    tell : callable
+        Takes a line for the user while the work goes on.
     cache_dir : path-like
     dataset_name : str, optional
         By which the cache is filed; by default the folder's name, see `pipeline.stage_one.caches.load_named`.
@@ -95,7 +100,7 @@ def extract(
     )  # fmt: skip
     done = extract_features(
         dataset, network, Running(device, engine, batch_size, workers), cache_dir=Path(cache_dir),
-        retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress,
+        retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress, tell=tell,
         origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
     )  # fmt: skip
     if strict and done.skipped:
@@ -151,6 +156,7 @@ def extract_features(
     part_rows: int | None = None,
     origin: Mapping[str, Any] | None = None,
     progress: Progress = silent,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> Extraction:
     """Bring a data set's cache up to date: compute the rows that it lacks, and no others.
 
@@ -170,6 +176,8 @@ def extract_features(
     origin : mapping, optional
         How the data set was asked for, kept in the file's `meta` as JSON values.
     progress : Progress
+    tell : callable
+        Takes a line for the user: before more than a few GB are written, how many.
 
     Raises
     ------
@@ -182,7 +190,7 @@ def extract_features(
     """
     begin = time.perf_counter()
     path = cache_path(cache_dir, dataset.name, backbone.name, backbone.spec)
-    earlier = _seconds_so_far(path)
+    earlier = _meta_so_far(path)
     with CacheWriter.open(path, backbone.spec, part_rows=part_rows, progress=progress) as writer:
         fast = scheduler is None and accelerated(running.device, running.engine)
         plan = writer.plan(dataset.digests, retry_failed=retry_failed, accelerated=fast)
@@ -190,18 +198,19 @@ def extract_features(
         if plan.blocks:
             # the network is built, or the cluster reached, only now: a run that finds every row needs neither
             with computer_of(backbone, dataset, plan.blocks, running, scheduler, cache_dir) as computer:
-                if computer.row_bytes:
-                    writer.require_room(computer.row_bytes)
+                if computer.row_bytes and (needed := writer.require_room(computer.row_bytes)) > TOLD_BYTES:
+                    tell(f"{size(needed)} are going to be written below {path.parent}: "
+                         f"{size(computer.row_bytes)} for each of {len(plan.to_compute):,} images, and their copy.")
                 started = time.perf_counter()
                 with progress(total=sum(map(len, plan.blocks)), desc="Extracting", unit="image") as bar:
                     computed = computer.compute(writer.commit, bar)
                 seconds = time.perf_counter() - started + computer.head_start
                 remarks += computer.notes
         # what an interrupted run computed took its time too
-        total = earlier + seconds * (1 + plan.resumed / max(computed, 1))
+        total = float(earlier.get("seconds") or 0) + seconds * (1 + plan.resumed / max(computed, 1))
         with writer.finish(
             paths=dataset.paths, labels=dataset.labels, splits=dataset.splits, classes=dataset.classes,
-            skipped=dataset.skipped, meta=_meta(dataset, backbone, origin), seconds=round(total, 3),
+            skipped=dataset.skipped, meta=_meta(dataset, backbone, origin, earlier), seconds=round(total, 3),
         ) as cache:
             rows, skipped = len(cache), cache.skipped
         notes = (*dataset.notes, *writer.notes, *_remarks(plan), *remarks)
@@ -214,16 +223,17 @@ def extract_features(
     )
 
 
-def _seconds_so_far(path: Path) -> float:
-    """Return what the rows that are there took; the file itself is checked later."""
+def _meta_so_far(path: Path) -> dict[str, Any]:
+    """Return what the cache that is there says; the file itself is checked later."""
     try:
         with FeatureCache.open(path) as cache:
-            return float(cache.meta.get("seconds") or 0)
+            return cache.meta
     except CacheError:
-        return 0.0
+        return {}
 
 
-def _meta(dataset: Dataset, backbone: Backbone, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+def _meta(dataset: Dataset, backbone: Backbone, origin: Mapping[str, Any] | None, earlier: Mapping[str, Any]
+          ) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     versions |= {library: found for library in LIBRARIES if (found := installed(library))}
     return {
@@ -233,9 +243,21 @@ def _meta(dataset: Dataset, backbone: Backbone, origin: Mapping[str, Any] | None
         "label": backbone.label,
         "weights": backbone.weights.label,
         "description": description(backbone),
+        **_columns(backbone, earlier),
         "origin": dict(origin or {}),
         "versions": versions,
     }
+
+
+def _columns(backbone: Backbone, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape of activations or the groups of columns; what the file said before, to save torch's import."""
+    if known := {name: earlier[name] for name in ("shape", "groups") if name in earlier}:
+        return known
+    if not (backbone.storage or several(backbone.layer)):
+        return {}
+    from ..backbones.layers import columns
+
+    return columns(backbone)
 
 
 def _remarks(plan: Plan) -> list[str]:

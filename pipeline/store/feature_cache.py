@@ -246,12 +246,18 @@ class FeatureCache:
         rows = self.indices(name, unlabelled=unlabelled)
         return self.read_rows(rows, view=view), self.labels[rows]
 
-    def read_rows(self, rows: np.ndarray | None = None, *, view: int | None = None) -> np.ndarray:
-        """Return the features at these positions (any order, repeats allowed; all by default) as float32."""
+    def read_rows(
+        self, rows: np.ndarray | None = None, *, view: int | None = None, stored: bool = False
+    ) -> np.ndarray:
+        """Return the features at these positions (any order, repeats allowed; all by default) as float32.
+
+        With `stored`, in the type in which they are stored.
+        """
         if view is not None and not 0 <= view < self.views:
             raise CacheError(f"{self.path} has no view {view}: it holds {self.views} of each image, numbered from 0.")
         view = None if len(self.shape) == 2 else view
-        return self.reader.read("features", rows, view).astype(np.float32, copy=False)
+        found = self.reader.read("features", rows, view)
+        return found if stored else found.astype(np.float32, copy=False)
 
     def stream(
         self, batch_rows: int = 4096, *, split: str | None = None, view: int | None = None
@@ -390,13 +396,15 @@ class PartedCache(FeatureCache):
             mine = np.flatnonzero(numbers == number)
             yield self._pieces[number], mine, places[mine] - self._starts[number]
 
-    def read_rows(self, rows: np.ndarray | None = None, *, view: int | None = None) -> np.ndarray:
-        """Return the features at these positions (any order, repeats allowed; all by default) as float32."""
+    def read_rows(
+        self, rows: np.ndarray | None = None, *, view: int | None = None, stored: bool = False
+    ) -> np.ndarray:
+        """Return the features at these positions, see `FeatureCache.read_rows`."""
         rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
         tail = self.shape[1:] if view is None or len(self.shape) == 2 else self.shape[2:]
-        out = np.empty((len(rows), *tail), np.float32)
+        out = np.empty((len(rows), *tail), self.dtype if stored else np.float32)
         for piece, mine, places in self._split(rows):
-            out[mine] = piece.read_rows(places, view=view)
+            out[mine] = piece.read_rows(places, view=view, stored=stored)
         return out
 
     def stream(

@@ -98,7 +98,9 @@ class JoinedCache(FeatureCache):
         for cache in self.caches:
             cache.close()
 
-    def read_rows(self, rows: np.ndarray | None = None, *, view: int | None = None) -> np.ndarray:
+    def read_rows(
+        self, rows: np.ndarray | None = None, *, view: int | None = None, stored: bool = False
+    ) -> np.ndarray:
         """Return the features at these positions (any order, repeats allowed; all by default) as float32."""
         if view:
             raise CacheError(f"{self.path} has no view {view}: of caches side by side there is view 0 alone.")

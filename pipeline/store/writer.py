@@ -164,13 +164,15 @@ class CacheWriter:
             known_failures=int((state == FAILED).sum()),
         )
 
-    def require_room(self, row_bytes: int) -> None:
-        """Raise `CacheError` if the disk has too little room for a run whose rows have this size.
+    def require_room(self, row_bytes: int) -> int:
+        """Return the bytes that a run whose rows have this size will write; `CacheError` if there is no room for them.
 
         `plan` does it where rows of the cache are known already; otherwise the first `commit` does, unless this
         is called before.
         """
-        require_room(self._disk, self.path.parent, self._room_needed(row_bytes))
+        needed = self._room_needed(row_bytes)
+        require_room(self._disk, self.path.parent, needed)
+        return needed
 
     def _room_needed(self, row_bytes: int | None = None) -> int:
         """Bytes still to be written: the pending rows' shards, and the complete file beside all of them."""

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.backbones.blocks import find_blocks
 from pipeline.backbones.layers import FeatureNetwork
 from pipeline.core.errors import PipelineError, UnknownNameError
 from pipeline.finetuning import STRATEGIES, FinetuneSettings
-from pipeline.finetuning.network import find_blocks
 from pipeline.finetuning.optimisation import rate_factor
 from pipeline.finetuning.settings import first_trained
 
@@ -20,7 +20,7 @@ BLOCKS = ["stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]
 
 
 def factors(strategy: str, epoch: int = 0, **settings) -> list[float]:
-    return STRATEGIES[strategy].factors(BLOCKS, FinetuneSettings(strategy=strategy, **settings), epoch)
+    return STRATEGIES[strategy].rates(BLOCKS, FinetuneSettings(strategy=strategy, **settings), epoch)
 
 
 def test_choosing_a_strategy_imports_no_torch():

@@ -255,7 +255,7 @@ def test_an_images_augmentation_changes_with_the_epoch_and_its_place_and_with_no
     def view(epoch: int, place: int, workers: int) -> np.ndarray:
         decoder = Decoder(dataset, SMALL, workers, 100)
         group = grouped(np.full(place + 1, index), place + 1)
-        pixels = next(decoder.batches(group, "tutorial", (0, epoch))).pixels[place]
+        pixels = next(decoder.batches(group, "tutorial", (0, epoch))).inputs[place].numpy()
         decoder.close()
         return pixels
 
@@ -268,10 +268,10 @@ def test_images_that_fit_into_memory_are_read_once_and_give_the_same_views(memor
     dataset = small_photos(tmp_path)
     decoder = Decoder(dataset, SMALL, memory=memory)
     train, val = (np.flatnonzero(dataset.splits == split) for split in ("train", "val"))
-    first = [np.concatenate([batch.pixels for batch in decoder.batches(grouped(indices, 4), augmentation, (0, 0))])
+    first = [torch.cat([batch.inputs for batch in decoder.batches(grouped(indices, 4), augmentation, (0, 0))])
              for indices, augmentation in ((train, "tutorial"), (val, "none"))]
     shutil.rmtree(tmp_path / "photos")
-    again = [np.concatenate([batch.pixels for batch in decoder.batches(grouped(indices, 4), augmentation, (0, 0))])
+    again = [torch.cat([batch.inputs for batch in decoder.batches(grouped(indices, 4), augmentation, (0, 0))])
              for indices, augmentation in ((train, "tutorial"), (val, "none"))]
     decoder.close()
     if memory:
