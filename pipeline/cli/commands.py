@@ -111,6 +111,8 @@ def train_head(options: argparse.Namespace) -> None:
     for run in () if options.json else runs:
         if run.metrics.get("choice"):
             print(f"{run.metrics['head']}: {run.metrics['choice']['sentence']}")
+        if run.metrics.get("layers"):
+            print(f"{run.metrics['head']}: {run.metrics['layers']['sentence']}")
         if run.metrics.get("views"):
             print(f"{run.metrics['head']}: {run.metrics['views']['sentence']}")
         for split, spread in run.metrics.get("repeats", {}).items():

@@ -184,7 +184,7 @@ class Head(Classifier):
             validation = self._checked_validation(X_val, y_val)
             for name in OF_ONE_FIT & vars(self).keys():  # of an earlier fit
                 delattr(self, name)
-            self.scaler_ = fit_scaler(self.scaling, X)
+            self.scaler_ = self._fitted_scaler(X)
             self.temperature_ = 1.0
             self._fit(self._scaled(X), codes, validation)
         return self
@@ -259,6 +259,24 @@ class Head(Classifier):
 
     def _raw_scores(self, X: np.ndarray) -> np.ndarray:
         return self._scores(self.scaler_(X))
+
+    def _fitted_scaler(self, X: Any) -> Scaler:
+        """Learn the scaling; of features of several layers, each layer's columns apart."""
+        if (own := self._factors(X.shape[1])) is None:
+            return fit_scaler(self.scaling, X)
+        return fit_scaler(self.scaling, self._multiplied(X, own)).after(own)
+
+    def _factors(self, width: int) -> np.ndarray | None:
+        """Return the (D,) factor of each column, where the setting `groups` gives some."""
+        from .groups import factors
+
+        groups = getattr(self, "groups", None)
+        return None if groups is None else factors(groups, width)
+
+    @staticmethod
+    def _multiplied(X: Any, own: np.ndarray) -> Any:
+        own = own.astype(np.float32 if isinstance(X, StreamedRows) else X.dtype)
+        return X.map(lambda rows: rows * own) if isinstance(X, StreamedRows) else X * own
 
     def _scaled(self, X: Any) -> Any:
         return X.map(self.scaler_) if isinstance(X, StreamedRows) else self.scaler_(X)

@@ -12,6 +12,7 @@ import numpy as np
 from ..core.errors import HeadError
 from .base import ClassWeight, Head, LinearModel
 from .folds import Fold, stratified_folds
+from .groups import Groups
 from .penalty_choice import choose_penalty
 from .penalty_path import FoldPaths, walk
 from .rows import SMALL, StreamedRows, one_thread
@@ -44,7 +45,8 @@ class SolvedHead(LinearModel):
     calibrated: bool  # whether scores need a temperature from left-out rows
 
     def __init__(self, C: float | str = "auto", scaling: str = "none", class_weight: ClassWeight = None,
-                 max_iter: int = 3000, seed: int = 0):
+                 max_iter: int = 3000, seed: int = 0, groups: Groups | None = None):
+        self.groups = groups
         self.C = C
         self.scaling = scaling
         self.class_weight = class_weight
@@ -77,7 +79,7 @@ class SolvedHead(LinearModel):
         with one_thread(X):  # once: finding the libraries to limit takes longer than solving for a penalty
             head = self.unfitted(**rest)
             X, codes = head._checked_training(X, y)
-            head.scaler_ = fit_scaler(head.scaling, X)
+            head.scaler_ = head._fitted_scaler(X)
             solved = zip(ascending, _Work(head, head._scaled(X), codes).path(ascending, self.max_iter), strict=True)
             for at, C in enumerate(Cs):
                 while C not in found:
@@ -102,13 +104,17 @@ class SolvedHead(LinearModel):
         for train, _ in folds:
             head = self.unfitted(**_without_penalty(settings[0]))
             own, codes = head._checked_training(X[train], y[train])
-            head.scaler_ = fit_scaler(head.scaling, own)
+            factors = head._factors(own.shape[1])
+            inner = fit_scaler(head.scaling, own if factors is None else head._multiplied(own, factors))
+            head.scaler_ = inner if factors is None else inner.after(factors)
             heads.append(head)
-            scalers.append(head.scaler_)
+            scalers.append(inner)
             weights.append(np.zeros(len(y) * head.views_))
             weights[-1].reshape(len(y), -1)[train] = (head._class_weights(codes)[codes] / head.views_).reshape(
                 len(train), -1)
         whole, codes = self.unfitted()._checked_training(X, y)
+        if (factors := self._factors(whole.shape[1])) is not None:
+            whole = self._multiplied(whole, factors)
         paths = FoldPaths(whole, codes, np.stack(weights), scalers, len(heads[0].classes_), self.loss)
         order = [sorted(own, key=lambda position: settings[position]["C"]) for own in wanted]
         positions = [iter(own) for own in order]
@@ -206,6 +212,8 @@ class LogisticHead(SolvedHead):
         Iterations of L-BFGS at the most.
     seed : int
         Of the folds on which 'auto' chooses; the optimum itself is unique.
+    groups : sequence of (int, float), optional
+        Of features of several layers, see `pipeline.heads.groups`.
     """
 
     loss, calibrated, streams = CROSS_ENTROPY, False, True
@@ -229,6 +237,8 @@ class LinearSVMHead(SolvedHead):
         Iterations of L-BFGS at the most.
     seed : int
         Of the folds.
+    groups : sequence of (int, float), optional
+        Of features of several layers, see `pipeline.heads.groups`.
     """
 
     loss, calibrated = SQUARED_HINGE, True

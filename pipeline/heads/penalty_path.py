@@ -26,9 +26,11 @@ from .solver import ROUNDING, LinearProblem, Loss, Minimum, Pair, minimizing, pe
 # squared preconditioned gradient, relative to the objective and to what it gained over zero: on 10,000 rows log loss
 # is then known to 0.4 %; of few rows, which are computed in float64, each decides more, and precision costs little
 TOLERANCE = {np.dtype(np.float32): 2e-3, np.dtype(np.float64): 1e-6}
+ALLOWED = 3000  # iterations, where nobody says how many; see MOST
 MEMORY = 6  # pairs of steps that L-BFGS keeps
 STEP = 10**0.25  # the ladder's
-MOST = 100  # iterations for one penalty: the usual three say that it is far from reached
+# iterations for one penalty: the usual three say that it is far from reached; of few rows they cost next to nothing
+MOST = {np.dtype(np.float32): 100, np.dtype(np.float64): 1000}
 BEND_ROWS = 500  # on which the curvature is measured
 LARGE = 512  # coordinates from which scipy's eigenvectors are worth the time of its import
 
@@ -88,10 +90,10 @@ class PenaltyPath:
     """
 
     def __init__(self, squares: np.ndarray, n_classes: int, penalty: Callable[[float], float],
-                 bend: Callable[[np.ndarray], float], max_iter: int = MOST, tolerance: float | None = None,
+                 bend: Callable[[np.ndarray], float], max_iter: int = ALLOWED, tolerance: float | None = None,
                  step: float = STEP):
         self.dtype = squares.dtype
-        self.penalty, self.bend, self.max_iter, self.step = penalty, bend, min(max_iter, MOST), step
+        self.penalty, self.bend, self.max_iter, self.step = penalty, bend, min(max_iter, MOST[self.dtype]), step
         self.tolerance = TOLERANCE[self.dtype] if tolerance is None else tolerance
         self.place = np.zeros((n_classes, len(squares) + 1), self.dtype)
         self.squares = np.append(np.maximum(squares, 0), self.dtype.type(1))  # the intercept's coordinate is the last
@@ -160,7 +162,7 @@ def _shrunk(decay: np.ndarray, asked: Generator[np.ndarray, Values, Minimum]) ->
         return end.value
 
 
-def walk(problem: LinearProblem, Cs: Sequence[float], max_iter: int = MOST, tolerance: float | None = None,
+def walk(problem: LinearProblem, Cs: Sequence[float], max_iter: int = ALLOWED, tolerance: float | None = None,
          step: float = STEP) -> Iterator[Solution]:
     """Yield a solution for each inverse penalty, given in ascending order.
 
@@ -243,7 +245,7 @@ class FoldPaths:
         gram = sum_rows(lambda rows: rows.T @ rows, self.Z).astype(np.float64) / len(Z)
         self.squares, self.axes = eigenvectors(gram.astype(self.Z.dtype))
 
-    def walk(self, Cs: Sequence[Sequence[float]], max_iter: int = MOST) -> Iterator[tuple[int, Solution]]:
+    def walk(self, Cs: Sequence[Sequence[float]], max_iter: int = ALLOWED) -> Iterator[tuple[int, Solution]]:
         """Yield (fold, solution) for each fold's inverse penalties, each fold's in the ascending order given."""
         paths = {fold: self._path(fold, max_iter) for fold, own in enumerate(Cs) if len(own)}
         steps = {fold: path.steps(Cs[fold]) for fold, path in paths.items()}

@@ -53,6 +53,21 @@ class Scaler:
         centered *= scale
         return centered
 
+    def after(self, factors: np.ndarray) -> Scaler:
+        """Return this scaling of columns that are first multiplied by (D,) factors; 0 leaves one out.
+
+        Raises
+        ------
+        HeadError
+            If rows are scaled to length 1, which is no matter of columns.
+        """
+        if self.kind == "l2":
+            raise HeadError("The scaling 'l2' takes rows as a whole; it cannot be had for features of several layers.")
+        if self.center is None or self.scale is None:
+            return Scaler(self.kind, np.zeros(len(factors)), factors)
+        center = np.divide(self.center, factors, out=np.zeros(len(factors)), where=factors != 0)
+        return Scaler(self.kind, center, self.scale * (factors if self.scale.ndim == 1 else factors[:, None]))
+
     def fold(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rewrite linear scores of scaled features as linear scores of the raw ones.
 

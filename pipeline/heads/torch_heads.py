@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core.errors import HeadError
 from .base import ClassWeight, Head, LinearModel
+from .groups import Groups
 
 
 class LinearHead(LinearModel):
@@ -41,6 +42,8 @@ class LinearHead(LinearModel):
         Of the order of rows. Same seed, same weights.
     device : str
         A torch device.
+    groups : sequence of (int, float), optional
+        Of features of several layers, see `pipeline.heads.groups`.
 
     Attributes
     ----------
@@ -60,7 +63,8 @@ class LinearHead(LinearModel):
                  momentum: float = 0.9, weight_decay: float = 0.0, label_smoothing: float = 0.0,
                  schedule: str = "cosine", step_size: int = 7, gamma: float = 0.1, epochs: int = 25,
                  batch_size: int = 32, class_weight: ClassWeight = None, resample: bool = False, seed: int = 0,
-                 device: str = "cpu"):
+                 device: str = "cpu", groups: Groups | None = None):
+        self.groups = groups
         self.scaling = scaling
         self.optimizer = optimizer
         self.lr = lr

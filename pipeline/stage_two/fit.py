@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..backbones.layer_names import POOLED
 from ..core.errors import CacheError, UnknownNameError
 from ..core.machine import available_memory
 from ..core.progress import Progress, silent
@@ -184,6 +185,8 @@ class FittedHead:
         Whether its predictions are averaged over the views of an image.
     views : dict
         What training on several views gained, see `gain_of_views`; empty for one view.
+    layers : dict
+        Which of several layers it uses and why, see `choose_groups`; empty where it did not choose.
     notes : tuple of str
         Remarks for the user, one line each.
     """
@@ -200,6 +203,7 @@ class FittedHead:
     streamed: bool = False
     tta: bool = False
     views: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -225,6 +229,42 @@ def fit_head(
         raise CacheError(f"{cache.path} holds the plain view of each image alone: there is nothing to average over. "
                          "Extract with --views 4, say, and train with the same, or leave --tta out.")
     begin = time.perf_counter()
+    training, layers = _for_layers(cache, name, training)
+    return replace(_fitted(cache, name, training, begin, progress), layers=layers)
+
+
+def _for_layers(cache: FeatureCache, name: str, training: Training) -> tuple[Training, dict[str, Any]]:
+    """Return the training for features of several layers: which are used is chosen, or all are standardised.
+
+    Returns
+    -------
+    Training
+    dict
+        What was chosen, see `choose_groups`; empty of heads that do not choose.
+    """
+    from ..heads import HEADS
+
+    groups, known = cache.meta.get("groups"), HEADS[name].settings
+    if not groups or training.settings.keys() & {"groups", "scaling"}:
+        return training, {}
+    if "groups" not in known:
+        usual = {"scaling": "standardize"} if known.get("scaling") == "none" else {}
+        return replace(training, settings={**training.settings, **usual}), {}
+    from ..heads.groups import MOST_ROWS, choose_groups
+
+    rows = cache.indices("train")
+    _require_two_classes(cache, cache.labels[rows])
+    if len(rows) > MOST_ROWS:
+        rows = np.sort(np.random.default_rng(training.seed).permutation(rows)[:MOST_ROWS])
+    names = [one["layer"] for one in groups]
+    chosen, report = choose_groups(
+        cache.read_rows(rows, view=0), cache.labels[rows], names, [one["columns"] for one in groups],
+        POOLED if POOLED in names else names[-1], training.seed)
+    return replace(training, settings={**training.settings, "groups": [list(one) for one in chosen]}), report
+
+
+def _fitted(cache: FeatureCache, name: str, training: Training, begin: float, progress: Progress) -> FittedHead:
+    """Train a head as `fit_head` does, once its columns are known."""
     if must_stream(cache, training.max_memory):
         with progress(desc="Streaming", unit="row") as bar:
             found, times = _streamed(cache, name, training, bar.update)

@@ -256,7 +256,7 @@ def _metrics_of(
     """Return what `metrics.json` says of a head, but its name."""
     learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
     said = {"views": fitted.views, "joined": list(cache.parts), "notes": [*cache.notes, *fitted.notes],
-            "choice": fitted.choice, "repeats": fitted.repeats}  # fmt: skip
+            "choice": fitted.choice, "layers": fitted.layers, "repeats": fitted.repeats}  # fmt: skip
     if fitted.calibration:
         said["calibration"] = held_out_figures(cache, fitted, splits, labels, scores)
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -112,6 +114,6 @@ def test_views_of_an_image_are_left_out_together(digits):
 
 def test_nothing_that_can_be_solved_is_trained_without_a_choice(digits, monkeypatch):
     X, y = digits
-    monkeypatch.setattr("pipeline.heads.penalty_path.MOST", 0)
+    monkeypatch.setattr("pipeline.heads.penalty_path.MOST", defaultdict(int))
     head = make_head("logistic").fit(X[:100], y[:100])
     assert head.C_ > 0 and not hasattr(head, "choice_")
