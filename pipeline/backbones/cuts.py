@@ -59,6 +59,13 @@ class Flow:
     crop : (int, int)
         Height and width of its images.
 
+    Attributes
+    ----------
+    graph : torch.fx.Graph
+        In evaluation.
+    work : int
+        Multiply-adds for one image, once they are `measured`; 0 before.
+
     Raises
     ------
     PipelineError
@@ -66,7 +73,7 @@ class Flow:
     """
 
     def __init__(self, network: nn.Module, crop: tuple[int, int]):
-        self.network, self._crop = network, crop
+        self.network, self._crop, self.work = network, crop, 0
         steps = set(part_names(network))
         between = {module: module.training for name, module in network.named_modules() if name not in steps}
         try:
@@ -134,6 +141,7 @@ class Flow:
         finally:
             for parameter in learning:
                 parameter.requires_grad_(True)
+        self.work = measure.counter.get_total_flops() // 2
         return [Cut(name, *measure.found[name]) for name in self.cuts if measure.found[name][0]]
 
     def below(self, trained: Collection[str]) -> str | None:

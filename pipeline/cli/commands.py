@@ -354,9 +354,11 @@ def _storage(options: argparse.Namespace) -> str:
     """Return how a layer's activations are to be kept, where they are."""
     from ..backbones import STORAGES
 
-    if getattr(options, "storage", None) and not options.keep_shape:
+    if not hasattr(options, "keep_shape"):
+        return ""
+    if options.storage and not options.keep_shape:
         raise PipelineError("--storage says how activations are kept: give --layer NAME and --keep-shape with it.")
-    return (options.storage or STORAGES[0]) if getattr(options, "keep_shape", False) else ""
+    return (options.storage or STORAGES[0]) if options.keep_shape else ""
 
 
 def views_of(options: argparse.Namespace) -> Any:

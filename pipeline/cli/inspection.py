@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckFailedError
-from .commands import backbone_of, views_of
-from .flags import add_backbone, add_command, add_data, add_features, add_views
+from .commands import backbone_of, note_builtin, views_of
+from .flags import add_backbone, add_command, add_data, add_features, add_limits, add_views, limits_of
 from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size
 
 
@@ -17,6 +17,7 @@ def add_commands(verbs: Any) -> None:
     """Add these commands to the parser's."""
     _add_show(verbs)
     _add_summary(verbs)
+    _add_layers(verbs)
     _add_audit(verbs)
     _add_report(verbs)
     _add_export(verbs)
@@ -84,6 +85,47 @@ def summary(options: argparse.Namespace) -> None:
           f"{found.trainable:,} of them trained with {found.strategy}")
     print(f"an image of {' x '.join(map(str, found.input))}: {found.multiply_adds:,} multiply-adds, outputs of all "
           f"layers {readable_size(found.activation_bytes)}")
+
+
+def _add_layers(verbs: Any) -> None:
+    from ..backbones.backbone import STORAGES
+
+    parser = add_command(verbs, "layers", layers, "where a network can be cut for finetune --cached")
+    add_data(parser)
+    add_backbone(parser, precision=False)
+    parser.add_argument("--storage", default=STORAGES[0], metavar="T",
+                        help=f"of activations: {', '.join(STORAGES)} (default: {STORAGES[0]})")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, … (default: auto)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+                        help="where reports find the result (default: runs)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the images left out (default: 0)")
+    add_limits(parser)
+
+
+def layers(options: argparse.Namespace) -> None:
+    from ..finetuning.layer_survey import survey_layers
+
+    note_builtin(options)
+    found = survey_layers(
+        options.data, backbone_of(options, precision="float32"), val_fraction=options.val_fraction,
+        limits=limits_of(options), cache_dir=options.cache_dir, dataset_name=options.dataset_name,
+        runs_dir=options.runs_dir, device=options.device, storage=options.storage, seed=options.seed,
+        progress=progress_bars(),
+    )  # fmt: skip
+    if options.json:
+        return print_json(found.to_dict())
+    print(f"{printable(found.dataset)}, {found.backbone}: {found.images:,} images, {found.train:,} of them an epoch; "
+          f"probes were scored on {found.probed:,} train images left out in turn")
+    print_table(
+        ("", "unfreeze", "from", "shape", "KB", "all", "work above", "s/epoch", "probe (95 %)"),
+        [("" if cut.dominated else "*", cut.unfreeze or "(head only)", cut.layer, "x".join(map(str, cut.shape)),
+          f"{cut.kilobytes:.1f}", readable_size(1e9 * cut.gigabytes), f"{cut.share:.2f}", f"{cut.seconds:.3g}",
+          "{:.3f} ({:.3f}-{:.3f})".format(cut.accuracy, *cut.accuracy_ci95)) for cut in found.cuts],
+    )  # fmt: skip
+    print(f"* no cut further below takes as little disk and time; an epoch of the whole network takes "
+          f"{found.whole_seconds:.3g} s ({found.device}, {found.precision}), without decoding")
+    best = next((cut for cut in found.cuts if cut.unfreeze == found.auto), found.cuts[-1])
+    print(f"{best.command}   # the lowest cut with at most half of the work above: --unfreeze auto")
 
 
 def _add_audit(verbs: Any) -> None:

@@ -81,11 +81,15 @@ def finetune(
     PipelineError
         For whatever the user can mend.
     """
-    from .settings import STRATEGIES, FinetuneSettings
+    from .settings import AUTO, STRATEGIES, FinetuneSettings
     from .training import train
 
-    settings = settings or FinetuneSettings()
     network = backbone_of(backbone).plain
+    settings = settings or FinetuneSettings()
+    if settings.unfreeze == AUTO:
+        from .cutting import with_unfreeze
+
+        settings = with_unfreeze(settings, network)
     dataset = load_named(
         data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
     )

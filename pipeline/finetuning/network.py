@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -torch.tensor(transform.mean).view(3, 1, 1) / std, persistent=False)
 
-    def cut(self, layer: str, shape: Sequence[int]) -> None:
+    def cut(self, layer: str, shape: Sequence[int], flow: Flow | None = None) -> None:
         """Take a layer's activations instead of images from now on; to be called on the device.
 
         Parameters
@@ -59,12 +59,14 @@ class Classifier(nn.Module):
             A cut, see `pipeline.backbones.cuts`, or ``pooled``.
         shape : sequence of int
             Of its output for one image.
+        flow : Flow, optional
+            The network's, where it is known.
         """
         self._shape = tuple(shape)
         if layer == POOLED:
             self._above = (nn.Identity(), nn.Identity())
         else:  # its modules are the backbone's own, which are registered there and nowhere else
-            flow = Flow(self.backbone.network, self._crop)
+            flow = flow or Flow(self.backbone.network, self._crop)
             self._above = (flow.above(layer), flow.above(layer, training=True))
 
     def prepared(self, inputs: torch.Tensor) -> torch.Tensor:

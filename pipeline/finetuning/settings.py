@@ -24,6 +24,7 @@ SELECTIONS = ("best-on-val", "last")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 STORAGES = ("float16", "float32")
+AUTO = "auto"
 # what may differ between a run and its continuation: none of it decides what is learned
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_memory", "compile", "tensorboard",
                   "log_every")
@@ -142,7 +143,8 @@ class FinetuneSettings:
         Which parts of the network learn, and from where they start: a name in `STRATEGIES`.
     unfreeze : str
         What is trained at most: ``half``, ``last-N`` (blocks), or the name of a layer to start from; all below is
-        frozen. Empty for all; of `partial`, ``half``.
+        frozen. Empty for all; of `partial`, ``half``. ``auto`` takes the lowest block where the network can be cut with
+        at most half of its multiply-adds above, so that an epoch takes about half of a whole one at most.
     cached : bool
         Train from cached activations of the frozen blocks, which are run once, instead of from images.
     views : int

@@ -29,6 +29,7 @@ from ..store.disk import hold
 
 FORMAT = 1
 EVALUATIONS = "evaluations"  # folder in a run's: what it scores on other images
+SURVEYS = "layers"  # likewise
 CURVES = "learning-curves"  # folder beside the runs: they belong to features, not to one run
 SPLITS = ("train", "val", "test")
 COLUMNS = ("filename", "split", "label", "prediction", "prob")
@@ -162,6 +163,32 @@ def save_learning_curve(runs_dir: Path, dataset: str, spec_sha256: str, curve: M
         path.parent.mkdir(parents=True, exist_ok=True)
         _put_json(path, curve)
     return path
+
+
+def save_layer_survey(runs_dir: Path, dataset: str, spec_sha256: str, found: Mapping[str, Any]) -> Path:
+    """Keep what `layers` found of a data set and backbone where reports find it, instead of what it found before.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    path = _survey_of(runs_dir, dataset, spec_sha256)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _put_json(path, found)
+    return path
+
+
+def layer_survey(runs_dir: Path, dataset: str, spec_sha256: str) -> dict[str, Any] | None:
+    """Return what `layers` found of a data set and backbone; None where it was not run, or is damaged."""
+    with suppress(RunError):
+        return _read(_survey_of(runs_dir, dataset, spec_sha256), json.loads)
+    return None
+
+
+def _survey_of(runs_dir: Path, dataset: str, spec_sha256: str) -> Path:
+    return runs_dir / SURVEYS / f"{_curve_of(dataset, spec_sha256)}.json"
 
 
 def _put_json(path: Path, content: Mapping[str, Any]) -> None:
