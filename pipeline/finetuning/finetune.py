@@ -99,10 +99,10 @@ def finetune(
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
     claim = claimed(usual, asked, overwrite) if first else nullcontext(place_for(usual, asked, overwrite))
     with claim as place:
-        probe, activations, extract_seconds = None, None, 0.0
+        probe, activations, made_from, extract_seconds = None, None, "", 0.0
         if settings.cached:
             origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(limits)}
-            activations, extract_seconds = _activations(
+            activations, made_from, extract_seconds = _activations(
                 dataset, network, settings, Path(cache_dir), origin if first else None, progress, log)
         elif STRATEGIES[settings.strategy].probe and first:
             probe, extract_seconds = _probe(data, network, val_fraction, Path(cache_dir), settings, progress)
@@ -113,14 +113,16 @@ def finetune(
         if result is None:
             return None
         origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
-        return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked)
+        return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked,
+                              made_from)
 
 
 def _activations(
     dataset: Dataset, backbone: Backbone, settings: FinetuneSettings, cache_dir: Path,
     origin: Mapping[str, Any] | None, progress: Progress, log: Callable[[str], object],
-) -> tuple[Activations, float]:  # fmt: skip
-    """Have the frozen blocks' activations in the cache; return where, and the seconds that they took, now or before.
+) -> tuple[Activations, str, float]:  # fmt: skip
+    """Have the frozen blocks' activations in the cache; return where, their spec's SHA-256, and the seconds that they
+    took, now or before.
 
     Without `origin`, another process sees to it.
     """
@@ -131,7 +133,7 @@ def _activations(
     path = cache_path(cache_dir, dataset.name, kept.name, kept.spec)
     found = Activations(path, kept.layer, shape)
     if origin is None:
-        return found, 0.0
+        return found, kept.spec.sha256, 0.0
     done = extract_features(dataset, kept, Running(settings.device, workers=settings.workers or None),
                             cache_dir=cache_dir, origin=origin, progress=progress, tell=log)
     for note in done.notes:
@@ -141,7 +143,7 @@ def _activations(
         f"{settings.views} views ({settings.augmentation}), of which every epoch draws one; new ones are not made")
     log(f"training from {kept.layer} {' x '.join(map(str, shape))}: {done.rows} images ({how}), {views}")
     with done.open() as cache:
-        return found, float(cache.meta.get("seconds") or 0)
+        return found, kept.spec.sha256, float(cache.meta.get("seconds") or 0)
 
 
 def _probe(
@@ -159,7 +161,7 @@ def _probe(
 
 def save_finetuned(
     result: Finetuned, dataset: Dataset, settings: FinetuneSettings, place: RunPlace, origin: Mapping[str, Any],
-    extract_seconds: float, label: str, asked: Mapping[str, Any],
+    extract_seconds: float, label: str, asked: Mapping[str, Any], activations: str = "",
 ) -> Run:  # fmt: skip
     from safetensors.torch import save_file
 
@@ -182,6 +184,7 @@ def save_finetuned(
         "best_epoch": result.best_epoch,
         "asked": asked,
         "told": settings.told,
+        **({"activations": activations} if activations else {}),
         **({"mix": result.mix} if result.mix is not None else {}),
         **({"notes": [PROBE_WON]} if _probe_won(result) else {}),
         "skipped": len(result.failures),

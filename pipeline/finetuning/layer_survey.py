@@ -179,7 +179,7 @@ def survey_layers(
     precision = str(choose_precision("auto", where)).removeprefix("torch.")
     survey = LayerSurvey(name, plain.label, count, train, min(train, MOST_ROWS), train / rates[""], str(where),
                          precision, found, lowest_of_half(places), done.path)
-    save_layer_survey(Path(runs_dir), name, plain.spec.sha256, survey.to_dict())
+    save_layer_survey(Path(runs_dir), name, plain.name, survey.to_dict())
     return survey
 
 

@@ -6,18 +6,22 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import PipelineError
+from ..backbones.layer_names import several
+from ..core.errors import PipelineError, RunError
 from ..data.augmentation import Views
 from ..evaluation.metrics import reliability
-from ..runs.run import Run, learning_curves
+from ..runs.run import Run, layer_survey, learning_curves
 from ..store import FeatureCache, Spec, cache_path, list_caches, open_caches
 from .plots import Point, Series, chart
 
+WAYS = ("heads on the last layer", "heads on several layers", "fine-tuned from cached activations",
+        "fine-tuned from images")
 MOST_CLASSES = 40  # of a confusion matrix that one can still read
 MOST_CURVES = 6  # as many as there are colours
 PAIRS = 60  # most frequent confusions, where the matrix is too large
@@ -74,15 +78,44 @@ def before_temperature(run: Run, cache: FeatureCache | None, split: str) -> tupl
 
 
 def neighbours_chart(run: Run, runs: Sequence[Run], split: str, name: str = "this run") -> str:
-    """Return accuracy against seconds for all runs that were scored on the same split of this data set."""
+    """Return accuracy against seconds for all runs that were scored on the same split of this data set, by their way:
+    heads on the features of one layer or of several, fine-tuning from cached activations or from images.
+    """
     others = [other for other in runs
               if other.metrics["dataset"] == run.metrics["dataset"] and split in other.metrics["splits"]]
-    series = [
-        Series(name, [_place(other, split) for other in others if (other.name == run.name) == own], line=False)
-        for name, own in ((name, True), ("other runs", False))
-    ]
+    ways = {other.name: name if other.name == run.name else way_of(other) for other in others}
+    series = [Series(way, [_place(other, split) for other in others if ways[other.name] == way], line=False)
+              for way in (name, *WAYS)]
     return chart([one for one in series if one.points], title="Accuracy against seconds, for all runs of this data set",
                  x="seconds in all (features and training)", y=f"accuracy on {split}", x_log=True)  # fmt: skip
+
+
+def way_of(run: Run) -> str:
+    """Return how a run was trained, one of `WAYS`."""
+    heads, layers, cached, images = WAYS
+    with suppress(RunError):
+        config = run.config()
+        if run.metrics["kind"] == "finetune":
+            return cached if config.get("finetune", {}).get("cached") else images
+        return layers if several(str(config.get("backbone", {}).get("layer", ""))) else heads
+    return images if run.metrics["kind"] == "finetune" else heads
+
+
+def layer_chart(run: Run) -> dict[str, Any] | None:
+    """Return a chart of what probes scored on each layer, where `layers` was run on this data set and backbone."""
+    found = layer_survey(run.path.parent, run.metrics["dataset"], run.metrics["backbone"])
+    if found is None:
+        return None
+    points = []
+    for cut in found["cuts"]:
+        low, high = cut["accuracy_ci95"]
+        words = (f"{cut['layer']} ({'x'.join(map(str, cut['shape']))}): {100 * cut['accuracy']:.1f} %, "
+                 f"{cut['kilobytes']:.1f} KB an image, {cut['seconds']:.3g} s an epoch above it")
+        points.append(Point(cut["share"], cut["accuracy"], low, high, words))
+    drawn = chart([Series("probe of a layer", points, band=True)], title="Accuracy of a probe on each layer, against "
+                  "the share of the network's work above it", x="share of the work above the layer",
+                  y=f"accuracy on {found['probed']:,} train images left out", x_range=(0, 1))
+    return {"chart": drawn, **found}
 
 
 def _place(run: Run, split: str) -> Point:
@@ -140,12 +173,14 @@ def history_charts(run: Run) -> dict[str, str]:
 
 def cache_of(run: Run, cache_dir: Path) -> FeatureCache | None:
     """Open the features behind a run: of a head those it learned from, of a fine-tuned network the frozen ones."""
-    wanted = run.features or [run.metrics["backbone"]]
+    known = run.features if run.metrics["kind"] == "head" else []
+    wanted = known or [run.metrics["backbone"]]
     found: dict[str, Path] = {}
     for entry in list_caches(cache_dir):
         if (entry.dataset, entry.state) == (run.metrics["dataset"], "complete"):
             with FeatureCache.open(entry.path) as cache:
-                found.setdefault(cache.spec.sha256 if run.features else cache.meta["backbone"], entry.path)
+                if known or "shape" not in cache.meta:  # a map takes features, not activations
+                    found.setdefault(cache.spec.sha256 if known else cache.meta["backbone"], entry.path)
     return open_caches([found[one] for one in wanted]) if set(wanted) <= found.keys() else None
 
 
@@ -188,6 +223,6 @@ def _features(config: Mapping[str, Any]) -> list[str]:
 def _settings(settings: Mapping[str, Any]) -> list[str]:
     words = ["--seed", str(settings["seed"])] if "seed" in settings else []
     for name, value in settings.items():
-        if name != "seed":
+        if name not in ("seed", "groups"):  # groups of columns are chosen again
             words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return words

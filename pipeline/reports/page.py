@@ -106,6 +106,7 @@ def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
             "neighbours": content.neighbours_chart(run, list_runs(run.path.parent), split),
             "history": content.history_charts(run),
             "curve": content.learning_curve(run, spec_sha256),
+            "layers": content.layer_chart(run),
         },
         "curve_command": pictures.readable(content.curve_command(run)),
         "augmented": pictures.augmented(

@@ -75,9 +75,10 @@ class Run:
 
     @property
     def features(self) -> list[str]:
-        """The SHA-256 of the spec of each cache that it was trained on; of a fine-tuned network, none."""
+        """The SHA-256 of the spec of each cache that it was trained on; none of a network fine-tuned from images."""
         parts = self.metrics.get("joined", [self.metrics])
-        return [part["spec_sha256"] for part in parts if part.get("spec_sha256")]
+        own = [part["spec_sha256"] for part in parts if part.get("spec_sha256")]
+        return own + ([self.metrics["activations"]] if self.metrics.get("activations") else [])
 
     def _repr_html_(self) -> str:
         """Show a notebook the figures of each split."""
@@ -165,7 +166,7 @@ def save_learning_curve(runs_dir: Path, dataset: str, spec_sha256: str, curve: M
     return path
 
 
-def save_layer_survey(runs_dir: Path, dataset: str, spec_sha256: str, found: Mapping[str, Any]) -> Path:
+def save_layer_survey(runs_dir: Path, dataset: str, backbone: str, found: Mapping[str, Any]) -> Path:
     """Keep what `layers` found of a data set and backbone where reports find it, instead of what it found before.
 
     Raises
@@ -173,22 +174,22 @@ def save_layer_survey(runs_dir: Path, dataset: str, spec_sha256: str, found: Map
     RunError
         If it cannot be written.
     """
-    path = _survey_of(runs_dir, dataset, spec_sha256)
+    path = _survey_of(runs_dir, dataset, backbone)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _put_json(path, found)
     return path
 
 
-def layer_survey(runs_dir: Path, dataset: str, spec_sha256: str) -> dict[str, Any] | None:
+def layer_survey(runs_dir: Path, dataset: str, backbone: str) -> dict[str, Any] | None:
     """Return what `layers` found of a data set and backbone; None where it was not run, or is damaged."""
     with suppress(RunError):
-        return _read(_survey_of(runs_dir, dataset, spec_sha256), json.loads)
+        return _read(_survey_of(runs_dir, dataset, backbone), json.loads)
     return None
 
 
-def _survey_of(runs_dir: Path, dataset: str, spec_sha256: str) -> Path:
-    return runs_dir / SURVEYS / f"{_curve_of(dataset, spec_sha256)}.json"
+def _survey_of(runs_dir: Path, dataset: str, backbone: str) -> Path:
+    return runs_dir / SURVEYS / f"{file_safe(f'{dataset}-{backbone}')}.json"
 
 
 def _put_json(path: Path, content: Mapping[str, Any]) -> None:
