@@ -73,6 +73,8 @@ def test_a_recipe_runs_one_tiny_epoch(name, tiles, capfd):
     ]  # fmt: skip
     if "finetune" in recipe.steps:
         flags += ["--epochs", "1", "--batch-size", "4", "--finetune.log-every", "1"]
+    if "finetune-cached" in recipe.steps:
+        flags += ["--finetune-cached.epochs", "1", "--finetune-cached.unfreeze", "last-1"]
     if recipe.settings["extract"].get("precision") == "int8":  # making that network takes half a minute
         flags += ["--extract.precision", "bfloat16"]
     out = io.StringIO()

@@ -14,7 +14,9 @@ from typing import Any
 from ...core.errors import PipelineError, UnknownNameError
 
 FOLDER = Path(__file__).parent
-STEPS = ("show", "summary", "finetune", "extract", "train-head", "predict")  # in this order; any of them may be absent
+# in this order; any of them may be absent. What stands behind CACHED trains from cached activations
+CACHED = "finetune-cached"
+STEPS = ("show", "summary", "finetune", CACHED, "extract", "train-head", "predict")
 ALL = "all"
 FACTS = ("title", "source", "accuracy", "split", "time", "remarks", "wanted")
 
@@ -42,6 +44,11 @@ class Recipe:
     def steps(self) -> list[str]:
         """The commands that it runs, in their order."""
         return [step for step in STEPS if step in self.settings]
+
+
+def command_of(step: str) -> str:
+    """Return the command that a step types."""
+    return "finetune" if step == CACHED else step
 
 
 def names() -> list[str]:

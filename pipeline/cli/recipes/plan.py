@@ -10,17 +10,17 @@ from typing import Any
 from ...core.errors import PipelineError, UnknownNameError
 from ..flags import Parser
 from ..parser import command_parser
-from . import ALL, STEPS, Recipe
+from . import ALL, CACHED, STEPS, Recipe, command_of
 
 SHOWN = 6  # images in the grids, as the tutorials show
 IMAGE = "IMAGE"  # stands for the one that is predicted, until it is known
 # What a flag on the command line is for every command that has it; any other is for the first that has it
 EVERYWHERE = ("data", "limit", "val-fraction", "backbone", "weights", "layer", "resize", "fast-decode", "strategy",
               "unfreeze", "seed", "device", "workers", "cache-dir", "runs-dir", "max-bytes", "max-pixels")  # fmt: skip
-TRAINING_FIRST = ("finetune", "train-head", "extract", "show", "summary", "predict")
+TRAINING_FIRST = ("finetune", CACHED, "train-head", "extract", "show", "summary", "predict")
 OF_FEATURES = ("data", "limit", "backbone", "weights", "layer", "resize", "precision", "fast-decode", "decoder",
                "views", "augmentation", "view-seed")  # fmt: skip
-TRAINING = ("finetune", "train-head")  # each leaves a run; the first there is predicts
+TRAINING = ("finetune", CACHED, "train-head")  # each leaves a run; the first there is predicts
 NOT_ITS_OWN = ("--help", "--json", "--features", "--run")  # flags that a recipe has no say in
 Settings = dict[str, list[str]]  # words by flag, without dashes
 
@@ -125,6 +125,8 @@ def _settings_of(recipe: Recipe, step: str, shared: Settings, overrides: Setting
         where = "".join(settings.pop("runs-dir", overrides.get("runs-dir", ["runs"])))
         settings = {"count": [str(SHOWN)], "out": [str(Path(where) / "recipes" / f"{recipe.name}-images.png")],
                     **settings}
+    if step == CACHED:
+        settings["cached"] = []
     if step in TRAINING:
         settings["name"] = [_run_name(recipe, step, overrides)]
     if step == "predict":
@@ -135,14 +137,14 @@ def _settings_of(recipe: Recipe, step: str, shared: Settings, overrides: Setting
 
 def _run_name(recipe: Recipe, step: str, overrides: Settings) -> str:
     base = "".join(overrides.get("name", [f"recipe-{recipe.name}"]))
-    return base if step == "finetune" else f"{base}-cached"
+    return base + {"finetune": "", CACHED: "-activations"}.get(step, "-cached")
 
 
 def _checked_words(recipe: Recipe, step: str, settings: Settings) -> list[str]:
     head = "".join(settings.get("head", []))
     if head == "all" or "," in head:
         raise PipelineError(f"A recipe trains one head, not {head!r}; `train-head --head {head}` takes several.")
-    words = [step, *([IMAGE] if step == "predict" else [])]
+    words = [command_of(step), *([IMAGE] if step == "predict" else [])]
     words += _typed(settings)
     try:
         _parser(step).parse_args(words[1:])
@@ -173,4 +175,4 @@ def _words_of(value: Any) -> list[str]:
 
 @cache
 def _parser(step: str) -> Parser:
-    return command_parser()[1].choices[step]
+    return command_parser()[1].choices[command_of(step)]

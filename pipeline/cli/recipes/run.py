@@ -17,10 +17,10 @@ from typing import Any
 from ...core.errors import PipelineError, UnknownNameError
 from ..flags import Parser, add_command
 from ..printing import print_json, print_notes, print_table
-from . import ALL, STEPS, Recipe, load_recipe, names
+from . import ALL, CACHED, STEPS, Recipe, load_recipe, names
 from .plan import IMAGE, SHOWN, TRAINING, Settings, as_text, flags_of, overrides_of, plan
 
-JSON_STEPS = ("finetune", "extract", "train-head")
+JSON_STEPS = ("finetune", CACHED, "extract", "train-head")
 Execute = Callable[[Sequence[str]], str]  # runs a command, returns what it printed
 
 
@@ -187,6 +187,8 @@ def _results(recipe: Recipe, runs: dict[str, Any], seconds: dict[str, float]) ->
     rows: list[dict[str, Any]] = [{"way": "published", **known}]
     if "finetune" in runs:
         rows.append(_result("as the original", recipe, runs["finetune"], seconds["finetune"]))
+    if CACHED in runs:
+        rows.append(_result("from cached activations", recipe, runs[CACHED], seconds[CACHED]))
     if "train-head" in runs:
         took = seconds.get("extract", 0) + seconds["train-head"]
         rows.append(_result("from cached features", recipe, runs["train-head"], took))
