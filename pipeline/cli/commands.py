@@ -294,6 +294,7 @@ def _print_caches(entries: Sequence[Any]) -> None:
         "views": [str(each.views) if each.views > 1 else "" for each in entries],
         "precision": [each.precision for each in entries],
         "layer": ["" if each.layer == POOLED else each.layer for each in entries],
+        "kept as": [each.storage for each in entries],
         "size": [readable_size(each.bytes) for each in entries],
         "age": [readable_age(each.age) for each in entries],
         "state": [each.state for each in entries],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
+from ..core.errors import CacheError
 from ..core.progress import Progress, silent
 from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
@@ -20,16 +22,17 @@ from ..engines import Running
 from ..runs.classifier import ImageClassifier, linear_head
 from ..runs.run import Run, RunPlace, claimed, file_safe, place_for, prediction_rows, write_run
 from ..runs.scores import score_splits, seconds_of
-from ..stage_one.caches import backbone_of, load_named
+from ..stage_one.caches import backbone_of, changes, load_named
 from ..stage_one.extraction import extract, extract_features
 from ..stage_two.fit import Training, fit_head
-from ..store import cache_path
+from ..store import FeatureCache, Spec, cache_path
 
 if TYPE_CHECKING:
     from .activations import Activations
     from .result import Finetuned
     from .settings import FinetuneSettings
 
+POLL = 1.0  # seconds between looks for what another process is making
 PROBE_WON = ("no epoch of fine-tuning was better on val than the linear probe that it started from: the probe won, and "
              "this run holds its weights")
 
@@ -122,9 +125,7 @@ def _activations(
     origin: Mapping[str, Any] | None, progress: Progress, log: Callable[[str], object],
 ) -> tuple[Activations, str, float]:  # fmt: skip
     """Have the frozen blocks' activations in the cache; return where, their spec's SHA-256, and the seconds that they
-    took, now or before.
-
-    Without `origin`, another process sees to it.
+    took, now or before. Without `origin`, wait until another process has seen to it.
     """
     from .activations import Activations
     from .cutting import below_training
@@ -133,6 +134,8 @@ def _activations(
     path = cache_path(cache_dir, dataset.name, kept.name, kept.spec)
     found = Activations(path, kept.layer, shape)
     if origin is None:
+        while not _is_complete(path, kept.spec, dataset):
+            time.sleep(POLL)
         return found, kept.spec.sha256, 0.0
     done = extract_features(dataset, kept, Running(settings.device, workers=settings.workers or None),
                             cache_dir=cache_dir, origin=origin, progress=progress, tell=log)
@@ -144,6 +147,14 @@ def _activations(
     log(f"training from {kept.layer} {' x '.join(map(str, shape))}: {done.rows} images ({how}), {views}")
     with done.open() as cache:
         return found, kept.spec.sha256, float(cache.meta.get("seconds") or 0)
+
+
+def _is_complete(path: Path, spec: Spec, dataset: Dataset) -> bool:
+    try:
+        with FeatureCache.open(path, spec=spec) as cache:
+            return not changes(cache, dataset)
+    except CacheError:
+        return False
 
 
 def _probe(

@@ -45,7 +45,7 @@ class CacheEntry:
         Why it is not complete.
     views : int
         Of each image in a complete file, else 0.
-    precision, layer, root : str
+    precision, layer, storage, root : str
         What its rows were made with, and the folder that it describes; empty where it is not complete.
     classes : int
         0 where it is not complete.
@@ -63,6 +63,7 @@ class CacheEntry:
     views: int = 0
     precision: str = ""
     layer: str = ""
+    storage: str = ""
     root: str = ""
     classes: int = 0
 
@@ -110,7 +111,7 @@ def _facts(path: Path) -> dict[str, Any]:
             made = cache.meta.get("description", {})
             return {"rows": len(cache), "state": "complete", "views": cache.views, "classes": len(cache.classes),
                     "root": cache.meta.get("root", ""), "precision": made.get("precision", ""),
-                    "layer": made.get("layer", "")}  # fmt: skip
+                    "layer": made.get("layer", ""), "storage": made.get("storage", "")}  # fmt: skip
     except CacheError as error:
         return {"rows": 0, "state": "stale" if isinstance(error, StaleCacheError) else "corrupt", "problem": str(error)}
 

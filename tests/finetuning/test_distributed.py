@@ -84,3 +84,21 @@ def test_batchnorm_that_cannot_be_synchronised_is_refused_before_training(tmp_pa
     small_photos(tmp_path)
     done = torchrun(tmp_path, {**SETTINGS, "freeze_norm": False})
     assert done.returncode != 0 and "--freeze-norm" in done.stderr
+
+
+def test_two_processes_train_from_one_cache_of_activations(tmp_path):
+    small_photos(tmp_path)
+    words = ["pipeline", "finetune", "photos", "--limit", "16", "--cached", "--unfreeze", "last-1", "--epochs", "1",
+             "--freeze-norm", "--precision", "float32", "--json"]
+    found = []
+    for number, start in enumerate((["-m"], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                                             "-m"])):
+        place = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+        own = ["--cache-dir", f"cache-{number}", "--runs-dir", f"runs-{number}"]
+        done = subprocess.run([sys.executable, *start, *words, *own], env=place, cwd=tmp_path, capture_output=True,
+                              text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout)["runs"][0]["splits"])
+        assert done.stderr.count("epoch 1/1") == 1 and done.stderr.count("training from") == 1
+    for split in found[0]:
+        assert found[1][split]["log_loss"] == pytest.approx(found[0][split]["log_loss"], abs=1e-4)
