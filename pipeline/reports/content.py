@@ -149,7 +149,7 @@ def learning_curve(run: Run, spec_sha256: str) -> dict[str, Any] | None:
     if not series:
         return None
     drawn = chart(series, title="Accuracy against the number of training images", x="training images",
-                  y=f"accuracy on {curves[0]['split']}", x_log=True, key_low=True)  # fmt: skip
+                  y=f"accuracy on {curves[0]['split']}", x_log=True)  # fmt: skip
     return {"chart": drawn, "sentences": sentences, "left_out": len(curves) - MOST_CURVES}
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from ..core.errors import PipelineError, UnknownNameError
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
-CELL, MOST_NAMED = 34, 16  # side of a matrix's cells; groups with a name beside a map
+RIGHT, TOP, BOTTOM = 14, 12, 44
+LETTER, LINE = 6.8, 17  # width of a letter and height of a line, about
+CELL, NAME = 34, 160  # side of a matrix's cells; width of a column of names beside a map
 COLOURS = ("#2f6fde", "#d9541e", "#2a9d5c", "#9b59d0", "#b8860b", "#d04a88")
 # no CSS variables: programs that draw SVG files outside browsers know none
 STYLE = "<style>{}{}</style>".format(
@@ -54,7 +55,7 @@ class Series:
 
 def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool = False,
           x_range: tuple[float, float] | None = None, y_range: tuple[float, float] | None = None,
-          diagonal: bool = False, key_low: bool = False) -> str:
+          diagonal: bool = False) -> str:
     """Return an SVG chart.
 
     Parameters
@@ -67,29 +68,26 @@ def chart(series: Sequence[Series], *, title: str, x: str, y: str, x_log: bool =
     x_log : bool
     x_range, y_range : (low, high), optional
     diagonal : bool
-        Draw the line y = x.
-    key_low : bool
-        Put the names of the series, those that have one, at the lower right instead of the upper left.
+        Draw the line y = x. The names of several series stand above the frame.
     """
     points = [point for one in series for point in one.points]
     xs = x_range or _range([point.x for point in points], x_log)
     ys = y_range or _range([value for point in points for value in (point.y, point.low, point.high)
                             if value is not None])  # fmt: skip
-    across = _scale(xs, LEFT, WIDTH - RIGHT, x_log)
-    up = _scale(ys, HEIGHT - BOTTOM, TOP)
+    named = [(one.name, _colour(one, number)) for number, one in enumerate(series) if one.name]
+    named = named if len(named) > 1 else []
+    left = 26 + LETTER * max((len(f"{tick:g}") for tick in _ticks(*ys)), default=1)
+    top = TOP + LINE * len(named)
+    height = HEIGHT + LINE * len(named)
+    across = _scale(xs, left, WIDTH - RIGHT, x_log)
+    up = _scale(ys, height - BOTTOM, top)
     parts = [_axes(xs, ys, across, up, x, y, x_log)]
     if diagonal:
         parts.append(f'<line class="even" x1="{across(xs[0]):.1f}" y1="{up(xs[0]):.1f}" x2="{across(xs[1]):.1f}" '
                      f'y2="{up(xs[1]):.1f}"/>')  # fmt: skip
     parts += [_drawn(one, _colour(one, number), across, up) for number, one in enumerate(series)]
-    named = [(one.name, _colour(one, number)) for number, one in enumerate(series) if one.name]
-    if len(named) > 1:
-        left, top = LEFT + 10.0, float(TOP)
-        if key_low:
-            left = WIDTH - RIGHT - 36 - 6.5 * max(len(name) for name, _ in named)
-            top = HEIGHT - BOTTOM - 6 - 17 * len(named)
-        parts += [_key(name, colour, left, top + 14 + 17 * number) for number, (name, colour) in enumerate(named)]
-    return _svg(title, "".join(parts), WIDTH, HEIGHT)
+    parts += [_key(name, colour, left, TOP + 8 + LINE * number) for number, (name, colour) in enumerate(named)]
+    return _svg(title, "".join(parts), WIDTH, height)
 
 
 def _svg(title: str, content: str, width: float, height: float) -> str:
@@ -130,20 +128,19 @@ def _key(name: str, colour: int, left: float, top: float) -> str:
 
 
 def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> str:
-    """Return an SVG map of points within 0..1, a colour a group; the largest groups are named."""
+    """Return an SVG map of points within 0..1, a colour a group; the names stand beside it, in columns."""
+    rows = (HEIGHT - TOP) // LINE
     parts, names = [f'<rect class="frame" x="1" y="1" width="{HEIGHT - 2}" height="{HEIGHT - 2}"/>'], list(groups)
     for number, name in enumerate(names):
         colour = f"hsl({360 * number / len(names) + 212:.0f},68%,{48 + number % 2 * 12}%)"
         parts.append(f'<g fill="{colour}">')
         parts += [f'<circle cx="{8 + (HEIGHT - 16) * x:.1f}" cy="{HEIGHT - 8 - (HEIGHT - 16) * y:.1f}" r="2.5"/>'
                   for x, y in groups[name]]  # fmt: skip
-        if number < MOST_NAMED:
-            parts.append(f'<rect x="{HEIGHT + 12}" y="{TOP + 17 * number}" width="10" height="10" rx="2"/></g>'
-                         f'<text x="{HEIGHT + 28}" y="{TOP + 9 + 17 * number}">{escape(_short(name))}</text><g>')
-        parts.append("</g>")
-    if len(names) > MOST_NAMED:
-        parts.append(f'<text x="{HEIGHT + 12}" y="{HEIGHT - 8}">and {len(names) - MOST_NAMED} more</text>')
-    return _svg(title, "".join(parts), WIDTH, HEIGHT)
+        column, row = divmod(number, rows)
+        left, top = HEIGHT + 12 + NAME * column, TOP + LINE * row
+        parts.append(f'<rect x="{left}" y="{top}" width="10" height="10" rx="2"/></g>'
+                     f'<text x="{left + 16}" y="{top + 9}">{escape(_short(name))}</text>')
+    return _svg(title, "".join(parts), HEIGHT + 12 + NAME * -(-len(names) // rows), HEIGHT)
 
 
 def matrix(counts: Sequence[Sequence[int]], classes: Sequence[str], *, title: str) -> str:
@@ -173,15 +170,16 @@ def _short(name: str) -> str:
 
 
 def _axes(xs: tuple[float, float], ys: tuple[float, float], across: Any, up: Any, x: str, y: str, log: bool) -> str:
-    bottom, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
-    parts = [f'<rect class="frame" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{bottom - TOP}"/>']
+    left, right, top, bottom = across(xs[0]), across(xs[1]), up(ys[1]), up(ys[0])
+    parts = [f'<rect class="frame" x="{left:g}" y="{top:g}" width="{right - left:g}" height="{bottom - top:g}"/>']
     for tick in _ticks(*xs, log):
-        parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16:g}" text-anchor="middle">{tick:g}</text>')
     for tick in _ticks(*ys):
-        parts.append(f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>'
-                     f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
-    parts.append(f'<text transform="translate(13,{middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>')
+        parts.append(f'<line class="frame" x1="{left:g}" x2="{right:g}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>'
+                     f'<text x="{left - 6:g}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    parts.append(f'<text x="{(left + right) / 2:g}" y="{bottom + 36:g}" text-anchor="middle">{escape(x)}</text>')
+    parts.append(f'<text transform="translate(13,{(top + bottom) / 2:g}) rotate(-90)" text-anchor="middle">'
+                 f'{escape(y)}</text>')
     return "".join(parts)
 
 
