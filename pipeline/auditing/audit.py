@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backbones import DEFAULT, Backbone
 from ..core.errors import PipelineError
-from ..core.progress import Progress, silent
+from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, place
 from ..data.augmentation import Views
 from ..evaluation.metrics import evaluate
@@ -39,7 +39,7 @@ def audit(
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
 ) -> dict[str, Any]:
     """Look for what makes scores of a data set untrustworthy, on cached features alone.
 
@@ -61,6 +61,8 @@ def audit(
     """
     from .findings import audit_cache
     from .similar import NEAR
+
+    progress = shown(progress)
 
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed)

@@ -74,7 +74,8 @@ def suggestion(name: str, known: Iterable[str], most: int = 12) -> str:
         Known names listed at the most.
     """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    alike = [one for one in known if one.lower() == name.lower()]  # capitals are the likeliest slip
+    close = alike or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     text = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     if known:
         more = f", … ({len(known)} in all)" if len(known) > most else ""

@@ -2,7 +2,7 @@
 
 Long work takes a `progress` argument: called with ``total``, ``desc`` and ``unit`` it returns a
 bar, a context manager with ``update(n)`` and ``set_postfix_str(text)``. The class ``tqdm.tqdm`` is
-one as it stands; `silent` is the default.
+one as it stands; `silent` is the default. What users call takes True too, for tqdm's bars.
 """
 
 from __future__ import annotations
@@ -33,3 +33,12 @@ def silent(total: int | None = None, desc: str = "", unit: str = "it") -> Silent
 
 
 Progress = Callable[..., Any]
+
+
+def shown(progress: Progress | bool) -> Progress:
+    """Return what makes bars: True is tqdm's, in a notebook or a terminal, and False is none."""
+    if progress is True:
+        from tqdm.auto import tqdm
+
+        return tqdm
+    return progress or silent

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError, UnknownNameError, suggestion
-from ..core.progress import Progress, silent
+from ..core.progress import Progress, shown, silent
 from .builtin import DATASETS, TORCHVISION
 from .containers import is_contained, list_contained
 from .csv_tables import list_table
@@ -105,6 +105,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __repr__(self) -> str:
+        splits, counts = np.unique(self.splits, return_counts=True)
+        told = ", ".join(f"{count:,} {split}" for split, count in zip(splits.tolist(), counts.tolist(), strict=True))
+        skipped = f"; {len(self.skipped):,} files skipped" if self.skipped else ""
+        return f"<Dataset {self.name} in {self.root}: {told or 'no images'}; {len(self.classes)} classes{skipped}>"
+
     def read(self, index: int) -> bytes:
         """Return the content of the image file at `index`, for `decode`.
 
@@ -139,11 +145,11 @@ class Dataset:
 def load_dataset(
     data: str,
     *,
-    cache_dir: str | Path,
+    cache_dir: str | Path = "cache",
     val_fraction: float | None = None,
     rehash: bool = False,
     limits: Limits = DEFAULT_LIMITS,
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
 ) -> Dataset:
     """List and hash a data set.
 
@@ -170,6 +176,7 @@ def load_dataset(
     DataError
         There is no such data set, or it cannot be used as it is.
     """
+    progress = shown(progress)
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise DataError(f"The share of val must be at least 0 and below 1, not {val_fraction}.")
     cache_dir = Path(cache_dir)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
-from ..core.errors import CacheError
-from ..core.progress import Progress, silent
+from ..core.errors import CacheError, UnknownNameError
+from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
@@ -50,8 +51,9 @@ def finetune(
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
     log: Callable[[str], object] = lambda line: None,
+    **more: Any,
 ) -> Run | None:
     """Retrain the whole network, or part of it, and score it as a head is scored.
 
@@ -61,7 +63,7 @@ def finetune(
         See `pipeline.extract`.
     backbone : str or Backbone
     settings : FinetuneSettings, optional
-        Strategy, epochs, optimiser and so on; by default the tutorial's.
+        Strategy, epochs, optimiser and so on; by default the tutorial's. Each can be given as it is, too: ``epochs=5``.
     name : str, optional
         Of the run; by default from data set, backbone and strategy. Where there is one of that name and other settings,
         a number is put behind it.
@@ -81,14 +83,17 @@ def finetune(
     ------
     BusyError
         If another process is training this run.
+    UnknownNameError
+        If there is no such setting.
     PipelineError
-        For whatever the user can mend.
+        For whatever else the user can mend.
     """
     from .settings import AUTO, STRATEGIES, FinetuneSettings
     from .training import train
 
+    progress = shown(progress)
+    settings = _settings(settings or FinetuneSettings(), more)
     network = backbone_of(backbone).plain
-    settings = settings or FinetuneSettings()
     if settings.unfreeze == AUTO:
         from .cutting import with_unfreeze
 
@@ -118,6 +123,16 @@ def finetune(
         origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
         return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked,
                               made_from)
+
+
+def _settings(settings: FinetuneSettings, more: Mapping[str, Any]) -> FinetuneSettings:
+    """Return the settings with those that were given as keywords."""
+    known = [field.name for field in fields(settings)]
+    for name in more:
+        if name not in known:
+            also = [one for one in inspect.signature(finetune).parameters if one != "more"]
+            raise UnknownNameError("setting of finetune", name, [*known, *also])
+    return replace(settings, **more)
 
 
 def _activations(

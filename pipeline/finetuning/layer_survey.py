@@ -17,7 +17,7 @@ from torch import nn
 from ..backbones import DEFAULT, POOLED, Backbone
 from ..backbones.cuts import Flow
 from ..core.errors import CacheError, PipelineError
-from ..core.progress import Progress, silent
+from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, Limits
 from ..data.files import DEFAULT_LIMITS
 from ..engines import choose_device
@@ -131,7 +131,7 @@ def survey_layers(
     device: str = "auto",
     storage: str = "float16",
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
 ) -> LayerSurvey:
     """Tell for each place where a network can be cut what training above it would take, and what a probe scores there.
 
@@ -155,6 +155,7 @@ def survey_layers(
     PipelineError
         If the network cannot be cut, or there is nothing to learn from.
     """
+    progress = shown(progress)
     plain = backbone_of(backbone).plain
     if plain.layer != POOLED:
         raise PipelineError(f"All layers are looked at: leave --layer {plain.layer} out.")

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.cluster import joblib_backend, require_same, versions
 from ..core.errors import HeadError, PipelineError, known
+from ..core.frames import frame
 from ..core.progress import Progress, silent
 from ..evaluation.metrics import balanced_accuracy, confusion_matrix, log_loss, macro_f1
 from .base import Head
@@ -57,6 +58,10 @@ class SweepResult:
     selection: str
     rows: list[dict[str, Any]]
     choice: dict[str, Any]
+
+    def to_frame(self) -> Any:
+        """Return `rows` as a pandas data frame, a row a candidate."""
+        return frame(self.rows)
 
 
 def sweep_head(

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..backbones import Backbone, JoinedBackbone, as_described, from_description
 from ..core.errors import DataError, PipelineError, RunError
-from ..core.progress import Progress, silent
+from ..core.frames import Rows
+from ..core.progress import Progress, shown, silent
 from ..data import Limits, UnreadableImageError, decode, read_bytes
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Embedder, Running, is_prepared
@@ -182,7 +183,9 @@ class ImageClassifier:
 
         save_head(self.head, folder, metadata_of(self.classes, self.backbone.spec))
 
-    def predict(self, images: Iterable[Any], progress: Progress = silent, *, tta: bool = False) -> list[Prediction]:
+    def predict(
+        self, images: Iterable[Any], progress: Progress | bool = silent, *, tta: bool = False
+    ) -> Rows[Prediction]:
         """Classify images.
 
         Parameters
@@ -196,16 +199,18 @@ class ImageClassifier:
         Returns
         -------
         list of Prediction
-            One an image, in order; unreadable images have a reason instead of a label.
+            One an image, in order; unreadable images have a reason instead of a label. Its `to_frame` gives a data
+            frame.
 
         Raises
         ------
         PipelineError
             If views are to be averaged, but the backbone has the plain one alone, or scores were asked for.
         """
+        progress = shown(progress)
         images = [images] if _is_one(images) else list(images)
         with progress(total=len(images), desc="predict", unit="image") as bar:
-            found = []
+            found = Rows[Prediction]()
             for prediction in self.stream(images, tta=tta):
                 found.append(prediction)
                 bar.update(1)
@@ -318,8 +323,8 @@ def predict(
     tta: bool = False,
     runs_dir: str | Path = "runs",
     cache_dir: str | Path = "cache",
-    progress: Progress = silent,
-) -> list[Prediction]:
+    progress: Progress | bool = silent,
+) -> Rows[Prediction]:
     """Classify images with a run.
 
     Parameters

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import BusyError, RunError, suggestion
+from ..core.frames import frame
 from ..core.notebooks import html_table
 from ..store.disk import hold
 
@@ -89,6 +90,17 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Read `config.toml`: what made the run."""
         return _read(self.path / "config.toml", tomllib.loads)
+
+    def __repr__(self) -> str:
+        scores = self.metrics.get("splits", {})
+        told = ", ".join(f"{split} {one['accuracy']:.4f} (n = {one['n']:,})" for split, one in scores.items())
+        return f"<Run {self.path}: {told or 'nothing scored'}>"
+
+    def to_frame(self, split: str | None = None) -> Any:
+        """Return `predictions` as a pandas data frame, `prob` as a number."""
+        found = frame(self.predictions(split))
+        found["prob"] = found["prob"].replace("", "nan").astype(float)
+        return found
 
     def predictions(self, split: str | None = None) -> list[dict[str, str]]:
         """Read `predictions.csv`, a row an evaluated image: of one split, or of all.

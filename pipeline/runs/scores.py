@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import PipelineError
+from ..core.frames import Rows
 from ..evaluation import evaluate
 from ..evaluation.comparison import compared
 from .run import SPLITS, Run, latest_run, list_runs, split_of
@@ -37,8 +38,10 @@ def seconds_of(extract_seconds: float, train_seconds: float) -> dict[str, float]
 
 def compare(
     data: str | None = None, *, baseline: str | None = None, runs_dir: str | Path = "runs"
-) -> list[dict[str, Any]]:
+) -> Rows[dict[str, Any]]:
     """Return the metrics of all runs, those of one data set together, the most accurate first.
+
+    `to_frame` of what is returned gives a data frame.
 
     Each gets a field ``split``: the one it is sorted by, test where there is one, else val, else train; and
     ``versus_best`` or, if there is a baseline for its data set, ``versus_baseline``: paired tests on the images of
@@ -62,7 +65,7 @@ def compare(
         raise PipelineError(f"No runs{what} in {str(runs_dir)!r}: run `pipeline train-head` or `finetune` first.")
     runs = ranked({**run.metrics, "name": name} for name, run in found.items())
     rows = {run["name"]: found[run["name"]].predictions(run["split"]) for run in runs}
-    return compared(runs, rows, Run.open(baseline, Path(runs_dir)).name if baseline else None)
+    return Rows(compared(runs, rows, Run.open(baseline, Path(runs_dir)).name if baseline else None))
 
 
 def runs_of(data: str | None, runs_dir: Path) -> Iterator[Run]:

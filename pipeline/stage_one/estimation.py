@@ -16,7 +16,7 @@ import numpy as np
 from ..backbones import DEFAULT, Backbone
 from ..core.errors import PipelineError
 from ..core.machine import available_memory
-from ..core.progress import Progress, silent
+from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, UnreadableImageError
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
@@ -47,7 +47,7 @@ def estimate(
     workers: int | None = None,
     device: str = "auto",
     engine: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
 ) -> Estimate:
     """Tell what `extract` would take: images, seconds, disk, memory, and what would be reused.
 
@@ -62,6 +62,7 @@ def estimate(
     machines : int, optional
         Tell also what a cluster of so many machines like this one would take.
     """
+    progress = shown(progress)
     network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
     dataset = load_named(
         data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits,

@@ -12,7 +12,7 @@ from typing import Any
 from ..backbones import DEFAULT, POOLED, Backbone, description, several
 from ..core.errors import CacheError, DataError
 from ..core.machine import installed
-from ..core.progress import Progress, silent
+from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
@@ -50,7 +50,7 @@ def extract(
     device: str = "auto",
     engine: str = "auto",
     scheduler: str | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
 ) -> Extraction:
     """Stage one: run a frozen backbone over a data set once, and cache its features.
 
@@ -93,6 +93,7 @@ def extract(
     >>> with pipeline.extract("photos/").open() as cache:    # doctest: +SKIP
     ...     X, y = cache.split("train")
     """
+    progress = shown(progress)
     network = with_views(backbone_of(backbone, weights, layer, precision, seed, cache_dir=cache_dir), views)
     dataset = load_named(
         data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits,

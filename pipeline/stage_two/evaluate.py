@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backbones import Backbone, as_asked, description
 from ..core.errors import CacheError, DataError, PipelineError, UnknownNameError
-from ..core.progress import Progress, silent
+from ..core.progress import Progress, shown, silent
 from ..data import Dataset, Limits
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
@@ -81,7 +81,7 @@ def evaluate_runs(
     workers: int | None = None,
     device: str = "auto",
     engine: str = "auto",
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
 ) -> list[Evaluation]:
     """Score runs on labelled images, each by features that are cached and used again.
 
@@ -107,6 +107,7 @@ def evaluate_runs(
     PipelineError
         For whatever else the user can mend.
     """
+    progress = shown(progress)
     cache_dir, runs_dir = Path(cache_dir), Path(runs_dir)
     opened = [run if isinstance(run, Run) else Run.open(run, runs_dir) for run in runs]
     dataset = load_named(data, dataset_name, cache_dir=cache_dir, val_fraction=0.0, limits=limits, progress=progress)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..backbones import DEFAULT, Backbone
-from ..core.errors import CacheError, PipelineError
-from ..core.progress import Progress, silent
+from ..core.errors import CacheError, PipelineError, UnknownNameError
+from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA
 from ..data.augmentation import Views
 from ..runs.classifier import metadata_of
@@ -38,9 +39,9 @@ def train_head(
     tta: bool = False,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    sweep: Sweep | None = None,
+    sweep: Sweep | bool | None = None,
     repeats: int = 1,
-    calibration: Calibration | None = None,
+    calibration: Calibration | bool | None = None,
     max_memory: int | None = None,
     scheduler: str | None = None,
     name: str | None = None,
@@ -48,7 +49,8 @@ def train_head(
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
+    **more: Any,
 ) -> Run:
     """Stage two: train a head on cached features, score it on every split, and save both.
 
@@ -66,11 +68,11 @@ def train_head(
     tta : bool
         Score by probabilities averaged over the views.
     settings : mapping, optional
-        The head's own settings; see `pipeline.heads.make_head`.
+        The head's own settings; see `pipeline.heads.make_head`. They can be given as they are, too: ``C=1``.
     seed : int
     sweep, repeats, max_memory, scheduler
-        See `pipeline.stage_two.fit.Training`. A killed sweep goes on where it stopped.
-    calibration : Calibration, optional
+        See `pipeline.stage_two.fit.Training`; True is a sweep as it comes. A killed sweep goes on where it stopped.
+    calibration : Calibration or True, optional
         Make probabilities honest, and learn to say "I don't know"; see `pipeline.stage_two.calibrate`.
     name : str, optional
         Of the run; by default from data set, backbone and head. Where there is one of that name and other settings, a
@@ -86,10 +88,30 @@ def train_head(
     ------
     CacheError
         If there is no cache for this, or the images changed since.
+    UnknownNameError
+        If the head has no such setting.
     """
-    training = Training(settings or {}, seed, sweep, repeats, tta, max_memory, scheduler)
+    progress, calibration = shown(progress), Calibration() if calibration is True else calibration or None
+    own = {**(settings or {}), **_known_settings(more, [head], train_head)}
+    training = Training(own, seed, _sweep(sweep), repeats, tta, max_memory, scheduler)
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         return _train(cache, head, training, calibration, Path(runs_dir), name, overwrite, progress)
+
+
+def _sweep(sweep: Sweep | bool | None) -> Sweep | None:
+    return Sweep() if sweep is True else sweep or None
+
+
+def _known_settings(given: Mapping[str, Any], heads: Sequence[str], function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return settings that were given as keywords, if one of the heads has each of them."""
+    from ..heads import HEADS
+
+    known = {setting for head in heads for setting in HEADS[head].settings}
+    for name in given:
+        if name not in known:
+            also = [one for one in inspect.signature(function).parameters if one != "more"]
+            raise UnknownNameError(f"setting of {' or '.join(heads)}", name, [*sorted(known), *also])
+    return given
 
 
 def _train(
@@ -120,16 +142,17 @@ def train_heads(
     tta: bool = False,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    sweep: Sweep | None = None,
+    sweep: Sweep | bool | None = None,
     repeats: int = 1,
-    calibration: Calibration | None = None,
+    calibration: Calibration | bool | None = None,
     max_memory: int | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
+    **more: Any,
 ) -> list[Run]:
     """Train several heads, one a core; see `train_head`. Each takes those of the settings that it has.
 
@@ -137,8 +160,10 @@ def train_heads(
     """
     from joblib import Parallel, delayed, effective_n_jobs
 
+    progress, calibration = shown(progress), Calibration() if calibration is True else calibration or None
+    settings, sweep = {**(settings or {}), **_known_settings(more, heads, train_heads)}, _sweep(sweep)
     common, place = Training({}, seed, sweep, repeats, tta, memory_limit(max_memory), scheduler), Path(runs_dir)
-    jobs = [(name, replace(common, settings=own)) for name, own in _settings_of(heads, settings or {})]
+    jobs = [(name, replace(common, settings=own)) for name, own in _settings_of(heads, settings)]
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         each = common.max_memory // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
@@ -187,7 +212,7 @@ def learning_curve(
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
-    progress: Progress = silent,
+    progress: Progress | bool = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Return accuracy against the number of training images, and what twice as many would give.
@@ -211,6 +236,7 @@ def learning_curve(
     from .learning_curve import as_values, fewer_than_asked
     from .learning_curve import learning_curve as curve
 
+    progress = shown(progress)
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         found = as_values(*curve(cache, heads, progress=progress, **options))
         given = [f"{key}={value}" for key, value in (options.get("settings") or {}).items()]

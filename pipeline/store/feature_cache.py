@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from ..core.errors import CacheError, UnknownNameError
+from ..core.frames import frame
 from ..core.notebooks import html_table
 from .blocks import CheckedReader, ignore
 from .hdf5 import open_hdf5
@@ -258,6 +259,20 @@ class FeatureCache:
         view = None if len(self.shape) == 2 else view
         found = self.reader.read("features", rows, view)
         return found if stored else found.astype(np.float32, copy=False)
+
+    def to_frame(self, features: bool = False) -> Any:
+        """Return a pandas data frame, a row an image: path, label (None where there is none) and split.
+
+        With `features`, also a column a feature, of the plain view.
+        """
+        names = [*self.classes, None]  # -1 is the last
+        every = zip(self.paths, self.labels.tolist(), self.splits.tolist(), strict=True)
+        found = frame({"path": path, "label": names[label], "split": split} for path, label, split in every)
+        if not features:
+            return found
+        rows = self.read_rows(view=0)
+        columns = type(found)(rows, columns=[f"feature_{number}" for number in range(rows.shape[1])])
+        return found.join(columns)
 
     def stream(
         self, batch_rows: int = 4096, *, split: str | None = None, view: int | None = None
