@@ -12,7 +12,7 @@ import numpy as np
 from ..backbones import DEFAULT, Backbone
 from ..core.errors import PipelineError
 from ..core.progress import Progress, shown, silent
-from ..data import DEFAULT_DATA, place
+from ..data import DEFAULT_DATA, on_disk, place
 from ..data.augmentation import Views
 from ..evaluation.metrics import evaluate
 from ..reports.pictures import contact_sheet
@@ -27,7 +27,7 @@ HARD = ("n", "accuracy", "accuracy_ci95", "balanced_accuracy", "balanced_accurac
 
 
 def audit(
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
@@ -62,6 +62,7 @@ def audit(
     from .findings import audit_cache
     from .similar import NEAR
 
+    data = on_disk(data, cache_dir)
     progress = shown(progress)
 
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:

@@ -7,6 +7,7 @@ from .containers import list_images
 from .dataset import Dataset, load_dataset
 from .decoding import DECODE_RULES, decode, read_bytes
 from .files import Limits, Place, UnreadableImageError, place
+from .given import on_disk
 from .transforms import Transform
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "decode",
     "list_images",
     "load_dataset",
+    "on_disk",
     "place",
     "read_bytes",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from .csv_tables import list_table
 from .decoding import read_bytes
 from .digests import digest_files, fraction, memo_file
 from .files import DEFAULT_LIMITS, Limits, Place
+from .given import on_disk
 from .listing import SPLITS, UNDECIDED, Samples, check_classes, first_few
 from .sources import CONTAINERS
 
@@ -143,7 +145,7 @@ class Dataset:
 
 
 def load_dataset(
-    data: str,
+    data: Any,
     *,
     cache_dir: str | Path = "cache",
     val_fraction: float | None = None,
@@ -155,7 +157,7 @@ def load_dataset(
 
     Parameters
     ----------
-    data : str
+    data : str, or whatever `pipeline.data.given.on_disk` takes
         A name in `DATASETS`, ``torchvision:NAME``, a folder, a CSV file, or what `list_contained` takes; ``[:N]``
         behind it takes the first N images, see `pipeline.data.dataset.keep_first`.
     cache_dir : str or Path
@@ -180,7 +182,7 @@ def load_dataset(
     if val_fraction is not None and not 0 <= val_fraction < 1:
         raise DataError(f"The share of val must be at least 0 and below 1, not {val_fraction}.")
     cache_dir = Path(cache_dir)
-    data, limit = without_limit(data)
+    data, limit = without_limit(on_disk(data, cache_dir))
     samples = _loader(data)(cache_dir, progress)
     if limit is not None:
         keep_first(samples, limit)

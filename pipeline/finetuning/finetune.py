@@ -17,7 +17,7 @@ import numpy as np
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
 from ..core.errors import CacheError, UnknownNameError
 from ..core.progress import Progress, shown, silent
-from ..data import DEFAULT_DATA, Dataset, Limits
+from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
 from ..runs.classifier import ImageClassifier, linear_head
@@ -39,7 +39,7 @@ PROBE_WON = ("no epoch of fine-tuning was better on val than the linear probe th
 
 
 def finetune(
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     settings: FinetuneSettings | None = None,
     *,
@@ -91,6 +91,7 @@ def finetune(
     from .settings import AUTO, STRATEGIES, FinetuneSettings
     from .training import train
 
+    data = on_disk(data, cache_dir)
     progress = shown(progress)
     settings = _settings(settings or FinetuneSettings(), more)
     network = backbone_of(backbone).plain

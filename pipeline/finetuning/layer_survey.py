@@ -18,7 +18,7 @@ from ..backbones import DEFAULT, POOLED, Backbone
 from ..backbones.cuts import Flow
 from ..core.errors import CacheError, PipelineError
 from ..core.progress import Progress, shown, silent
-from ..data import DEFAULT_DATA, Limits
+from ..data import DEFAULT_DATA, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
 from ..engines import choose_device
 from ..evaluation.metrics import evaluate
@@ -120,7 +120,7 @@ class LayerSurvey:
 
 
 def survey_layers(
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     val_fraction: float | None = None,
@@ -155,6 +155,7 @@ def survey_layers(
     PipelineError
         If the network cannot be cut, or there is nothing to learn from.
     """
+    data = on_disk(data, cache_dir)
     progress = shown(progress)
     plain = backbone_of(backbone).plain
     if plain.layer != POOLED:

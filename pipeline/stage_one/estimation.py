@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ..backbones import DEFAULT, Backbone
 from ..core.errors import PipelineError
 from ..core.machine import available_memory
 from ..core.progress import Progress, shown, silent
-from ..data import DEFAULT_DATA, Dataset, Limits, UnreadableImageError
+from ..data import DEFAULT_DATA, Dataset, Limits, UnreadableImageError, on_disk
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Embedder, Running
@@ -32,7 +33,7 @@ FINISHED = 2048  # rows of the file that is assembled for the trial
 
 
 def estimate(
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     views: int | Views | None = None,
@@ -62,6 +63,7 @@ def estimate(
     machines : int, optional
         Tell also what a cluster of so many machines like this one would take.
     """
+    data = on_disk(data, cache_dir)
     progress = shown(progress)
     network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
     dataset = load_named(

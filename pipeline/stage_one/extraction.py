@@ -13,7 +13,7 @@ from ..backbones import DEFAULT, POOLED, Backbone, description, several
 from ..core.errors import CacheError, DataError
 from ..core.machine import installed
 from ..core.progress import Progress, shown, silent
-from ..data import DEFAULT_DATA, Dataset, Limits
+from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
@@ -28,7 +28,7 @@ LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm", "openvino
 
 
 def extract(
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     weights: str | Path | None = None,
@@ -56,8 +56,9 @@ def extract(
 
     Parameters
     ----------
-    data : str
-        A name in `pipeline.data.DATASETS`, ``torchvision:NAME``, a folder, or a CSV file.
+    data : str, Path, rows, frame, arrays or data set
+        A name in `pipeline.data.DATASETS`, ``torchvision:NAME``, a folder, a CSV file, an archive, a URL; or what a
+        program has in its hands: (path, label) rows, a DataFrame, arrays with labels, see `pipeline.data.given`.
     backbone, weights, layer, precision, seed
         See `pipeline.backbones.resolve`.
     views : int or Views, optional
@@ -93,6 +94,7 @@ def extract(
     >>> with pipeline.extract("photos/").open() as cache:    # doctest: +SKIP
     ...     X, y = cache.split("train")
     """
+    data = on_disk(data, cache_dir)
     progress = shown(progress)
     network = with_views(backbone_of(backbone, weights, layer, precision, seed, cache_dir=cache_dir), views)
     dataset = load_named(

@@ -13,7 +13,7 @@ import numpy as np
 from ..backbones import Backbone, as_asked, description
 from ..core.errors import CacheError, DataError, PipelineError, UnknownNameError
 from ..core.progress import Progress, shown, silent
-from ..data import Dataset, Limits
+from ..data import Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
 from ..evaluation import evaluate
@@ -70,7 +70,7 @@ class Evaluation:
 
 def evaluate_runs(
     runs: Sequence[str | Path | Run],
-    data: str,
+    data: Any,
     *,
     split: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -107,6 +107,7 @@ def evaluate_runs(
     PipelineError
         For whatever else the user can mend.
     """
+    data = on_disk(data, cache_dir)
     progress = shown(progress)
     cache_dir, runs_dir = Path(cache_dir), Path(runs_dir)
     opened = [run if isinstance(run, Run) else Run.open(run, runs_dir) for run in runs]

@@ -15,7 +15,7 @@ import numpy as np
 from ..backbones import DEFAULT, Backbone
 from ..core.errors import CacheError, PipelineError, UnknownNameError
 from ..core.progress import Progress, shown, silent
-from ..data import DEFAULT_DATA
+from ..data import DEFAULT_DATA, on_disk
 from ..data.augmentation import Views
 from ..runs.classifier import metadata_of
 from ..runs.run import SPLITS, Run, claimed, file_safe, prediction_rows, save_learning_curve, write_run
@@ -31,7 +31,7 @@ STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not l
 
 def train_head(
     head: str = "logistic",
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
@@ -91,6 +91,7 @@ def train_head(
     UnknownNameError
         If the head has no such setting.
     """
+    data = on_disk(data, cache_dir)
     progress, calibration = shown(progress), Calibration() if calibration is True else calibration or None
     own = {**(settings or {}), **_known_settings(more, [head], train_head)}
     training = Training(own, seed, _sweep(sweep), repeats, tta, max_memory, scheduler)
@@ -134,7 +135,7 @@ def _train(
 
 def train_heads(
     heads: Sequence[str],
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
@@ -160,6 +161,7 @@ def train_heads(
     """
     from joblib import Parallel, delayed, effective_n_jobs
 
+    data = on_disk(data, cache_dir)
     progress, calibration = shown(progress), Calibration() if calibration is True else calibration or None
     settings, sweep = {**(settings or {}), **_known_settings(more, heads, train_heads)}, _sweep(sweep)
     common, place = Training({}, seed, sweep, repeats, tta, memory_limit(max_memory), scheduler), Path(runs_dir)
@@ -204,7 +206,7 @@ def _train_in_process(
 
 def learning_curve(
     heads: Sequence[str] = ("logistic",),
-    data: str = DEFAULT_DATA,
+    data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
     features: Features | None = None,
@@ -236,6 +238,7 @@ def learning_curve(
     from .learning_curve import as_values, fewer_than_asked
     from .learning_curve import learning_curve as curve
 
+    data = on_disk(data, cache_dir)
     progress = shown(progress)
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         found = as_values(*curve(cache, heads, progress=progress, **options))
