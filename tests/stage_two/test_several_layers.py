@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from finetuning_support import one_thread, small_backbone, small_photos  # noqa: F401
+from finetuning_support import one_thread, small_photos  # noqa: F401
 
 import pipeline
 
-STAGES = replace(small_backbone(), layer="stages")
+STAGES = pipeline.resolve(layer="stages")
 
 
 @pytest.fixture(scope="module")
