@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,4 +87,7 @@ def find(name: str) -> Architecture | None:
 
 def listings() -> list[Listing]:
     """Return what `pipeline backbones` shows of these."""
-    return list(LISTINGS.values())
+    packages = {name: listing.weights.removeprefix("pip package ").replace("-", "_")
+                for name, listing in LISTINGS.items() if listing.weights.startswith("pip package ")}
+    return [replace(listing, offline=name not in packages or importlib.util.find_spec(packages[name]) is not None)
+            for name, listing in LISTINGS.items()]

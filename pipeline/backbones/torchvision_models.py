@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnknownNameError, WeightsError
@@ -149,6 +150,7 @@ def shapes_only() -> Any:
 
 def listings() -> list[Listing]:
     """Return what `pipeline backbones` shows of these. Takes seconds: it lays out every network."""
+    import torch
     from torchvision import models
 
     found = []
@@ -160,5 +162,7 @@ def listings() -> list[Listing]:
         features = layer.in_features if hasattr(layer, "in_features") else layer.in_channels
         pixels = Transform.from_torchvision(member.transforms()).crop[0]
         top1 = member.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1")
-        found.append(Listing(name, features, member.meta["num_params"], pixels, top1, f"download ({member.name})"))
+        there = (Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name).is_file()
+        found.append(Listing(name, features, member.meta["num_params"], pixels, top1, f"download ({member.name})",
+                             offline=there))
     return found

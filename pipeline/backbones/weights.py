@@ -197,6 +197,8 @@ class Listing:
         Published ImageNet-1K top-1 accuracy of the default weights, in percent.
     weights : str
         Where they come from.
+    offline : bool
+        Whether they are on this machine.
     """
 
     name: str
@@ -205,3 +207,4 @@ class Listing:
     pixels: int
     top1: float | None
     weights: str
+    offline: bool = False

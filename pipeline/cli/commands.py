@@ -254,15 +254,18 @@ def _run_to_predict_with(options: argparse.Namespace) -> Any:
 def backbones(options: argparse.Namespace) -> None:
     from ..backbones import listings
 
-    found = [dataclasses.asdict(listing) for listing in listings()]
+    wanted = (options.filter or "").lower()
+    found = [dataclasses.asdict(one) for one in listings()
+             if wanted in one.name.lower() and (one.offline or not options.offline)]
     if options.json:
         print_json({"backbones": found})
         return
     print_table(
-        ("name", "features", "parameters", "pixels", "top-1 %", "weights"),
+        ("name", "features", "parameters", "pixels", "top-1 %", "weights", "here"),
         [(each["name"], each["features"], f"{each['parameters'] / 1e6:.1f} M", each["pixels"],
-          "" if each["top1"] is None else f"{each['top1']:.1f}", each["weights"]) for each in found],
-    )
+          "" if each["top1"] is None else f"{each['top1']:.1f}", each["weights"], "yes" if each["offline"] else "")
+         for each in found],
+    )  # fmt: skip
     print("\ntimm:NAME takes any network of timm, where that is installed (timm.list_models() names them).")
 
 

@@ -38,7 +38,9 @@ def command_parser() -> tuple[Parser, Any]:
 
     for add in (_add_extract, _add_train_head, _add_learning_curve, _add_finetune, _add_compare, _add_predict):
         add(verbs)
-    add_command(verbs, "backbones", commands.backbones, "list the backbones")
+    backbones = add_command(verbs, "backbones", commands.backbones, "list the backbones")
+    backbones.add_argument("filter", nargs="?", metavar="FILTER", help="only those whose name holds this text")
+    backbones.add_argument("--offline", action="store_true", help="only those whose weights are on this machine")
     _add_cache_commands(verbs)
     inspection.add_commands(verbs)
     results.add_commands(verbs)

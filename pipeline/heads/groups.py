@@ -19,7 +19,7 @@ from .scaling import mean_and_deviation
 from .solver import CROSS_ENTROPY
 
 MOST_ROWS = 5000  # of train that layers are chosen on
-WORTH = 5e-3  # share of the least log loss within which fewer layers are taken
+WORTH = 1e-3  # share of the least log loss within which fewer layers are taken
 Groups = Sequence[tuple[int, float]]
 """Of each group the number of its columns, and the factor that they are multiplied by; 0 leaves them out."""
 

@@ -670,3 +670,10 @@ def test_caches_are_listed_with_what_they_are_of(tiles, warm):
     assert any("cache/tiles/pixels-" in line and " float16 " in line for line in lines)
     assert max(map(len, lines)) <= 100
     assert {entry["classes"] for entry in warm.json("cache", "ls")["caches"]} == {2}
+
+
+def test_backbones_lists_those_of_a_name_and_those_that_need_no_download(capsys):
+    assert main(["backbones", "efficientnet_lite", "--offline", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["backbones"]
+    assert "efficientnet_lite0" in {each["name"] for each in found}
+    assert all(each["offline"] and "efficientnet_lite" in each["name"] for each in found)
