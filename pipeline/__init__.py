@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .finetuning import FinetuneSettings
     from .finetuning.finetune import finetune
+    from .finetuning.layer_survey import survey_layers
     from .heads import HEADS, LinearHead, make_head
     from .reports.page import write_report as report
     from .runs import ImageClassifier, Prediction, Run
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .stage_two.evaluate import evaluate_runs
     from .stage_two.train import learning_curve
     from .store import FeatureCache
+
+    BACKBONES: tuple[str, ...]
 
 _HOMES = {
     "Backbone": "backbones",
@@ -64,11 +67,13 @@ _HOMES = {
     "predict": "runs.classifier",
     "report": "reports.page:write_report",
     "resolve": "backbones",
+    "survey_layers": "finetuning.layer_survey",
     "train_head": "stage_two",
     "train_heads": "stage_two",
 }
 
 __all__ = [
+    "BACKBONES",
     "HEADS",
     "Backbone",
     "Dataset",
@@ -94,6 +99,7 @@ __all__ = [
     "predict",
     "report",
     "resolve",
+    "survey_layers",
     "train_head",
     "train_heads",
 ]
@@ -106,6 +112,10 @@ def __getattr__(name: str) -> Any:
         from .core.machine import installed
 
         return installed("image-feature-pipeline")
+    if name == "BACKBONES":  # takes torchvision's import
+        from .backbones import names
+
+        return names()
     return _named(name)
 
 

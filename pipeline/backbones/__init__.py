@@ -18,6 +18,7 @@ from .backbone import (
     description,
     from_description,
     listings,
+    names,
     resolve,
 )
 from .layer_names import POOLED, STAGES, several
@@ -38,6 +39,7 @@ __all__ = [
     "description",
     "from_description",
     "listings",
+    "names",
     "resolve",
     "resolve_again",
     "several",

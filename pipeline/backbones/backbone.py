@@ -312,6 +312,11 @@ def random_weights(architecture: Architecture, seed: int) -> Weights:
         return Weights.from_state("random", architecture.skeleton().state_dict())
 
 
+def names() -> tuple[str, ...]:
+    """Return the names of all backbones that are listed, those that need no download first; timm has more."""
+    return (*bundled.BUNDLED, *torchvision_models.names())
+
+
 def listings() -> Iterator[Listing]:
     """Yield every backbone that `pipeline backbones` shows, those that need no download first."""
     yield from bundled.listings()

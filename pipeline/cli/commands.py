@@ -31,7 +31,7 @@ from .printing import (
     readable_age,
     readable_size,
 )
-from .results import fitting, print_fitting, print_runs, print_verdicts
+from .results import fitting, print_fitting, print_runs, print_trained, print_verdicts
 
 
 def extract(options: argparse.Namespace) -> None:
@@ -102,7 +102,7 @@ def train_head(options: argparse.Namespace) -> None:
     else:
         if options.name:
             raise PipelineError("--name names one run; with several heads each takes its own name.")
-        runs = train_heads(names, options.data, backbone, **common)
+        runs = train_heads(names, options.data, backbone, done=print_trained, **common)
     if any(run.metrics.get("streamed") for run in runs):
         print_notes(["Features were streamed from the file, which is slower; --max-memory says what may be in memory."])
     print_runs(ranked([run.metrics for run in runs]), options)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.errors import PipelineError
 from .flags import Parser, add_command, add_data, add_limits, add_running, limits_of
-from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_age
+from .printing import print_beside_bars, print_json, print_notes, print_table, printable, progress_bars, readable_age
 
 WIDTH = 100  # columns that a table takes at most
 MOST_CLASSES = 10  # that are listed
@@ -143,6 +143,16 @@ def print_runs(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
         print_one(runs[0])
     else:
         print_tables(runs)
+
+
+def print_trained(run: Any) -> None:
+    """Print a line about a head that has just been trained, one of several."""
+    from ..runs.scores import ranked
+
+    (metrics,) = ranked([run.metrics])
+    scores = metrics["splits"][metrics["split"]]
+    print_beside_bars(f"{metrics['head']}: accuracy {scores['accuracy']:.4f} on {scores['n']:,} {metrics['split']} "
+                      f"images, {metrics['seconds']['train']:.2f} s")
 
 
 def print_one(run: dict[str, Any]) -> None:

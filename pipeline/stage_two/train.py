@@ -153,11 +153,13 @@ def train_heads(
     dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress | bool = silent,
+    done: Callable[[Run], object] = lambda run: None,
     **more: Any,
 ) -> list[Run]:
     """Train several heads, one a core; see `train_head`. Each takes those of the settings that it has.
 
-    Sweeps, and heads whose rows are streamed, go one after the other, each on all cores.
+    Sweeps, and heads whose rows are streamed, go one after the other, each on all cores. `done` is told each run as it
+    is saved.
     """
     from joblib import Parallel, delayed, effective_n_jobs
 
@@ -169,8 +171,12 @@ def train_heads(
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         each = common.max_memory // effective_n_jobs(-1)
         if sweep or must_stream(cache, each):
-            return [_train(cache, name, training, calibration, place, overwrite=overwrite, progress=progress)
-                    for name, training in jobs]
+            one_by_one = []
+            for name, training in jobs:
+                one_by_one.append(_train(cache, name, training, calibration, place, overwrite=overwrite,
+                                         progress=progress))
+                done(one_by_one[-1])
+            return one_by_one
         paths, place = [path.absolute() for path in cache.sources], place.absolute()
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
@@ -180,6 +186,7 @@ def train_heads(
             for name, training in jobs
         ):
             runs.append(run)
+            done(run)
             bar.update(1)
     return runs
 
