@@ -288,6 +288,7 @@ def described(settings: type) -> dict[str, str]:
 
 def add_finetune_settings(parser: Parser) -> None:
     """One flag a field of `FinetuneSettings`, with its default."""
+    from ..data.augmentation import AUGMENTATIONS
     from ..finetuning import STRATEGIES, FinetuneSettings
 
     short, about = {"batch_size": ["-b"], "workers": ["-j"]}, described(FinetuneSettings)
@@ -301,5 +302,6 @@ def add_finetune_settings(parser: Parser) -> None:
             parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None, help=words)
         else:
             metavar = {int: "N", float: "VALUE"}.get(type(field.default), "NAME")
-            known = f"{', '.join(STRATEGIES)}: " if field.name == "strategy" else ""
+            named = {"strategy": STRATEGIES, "augmentation": AUGMENTATIONS}.get(field.name, ())
+            known = f"{', '.join(named)}: " if named else ""
             parser.add_argument(*flags, type=type(field.default), metavar=metavar, help=known + words)

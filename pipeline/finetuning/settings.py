@@ -194,7 +194,7 @@ class FinetuneSettings:
     class_weight : {'none', 'balanced'}
         Weight of each class in the loss.
     augmentation : str
-        One of `pipeline.data.augmentation.AUGMENTATIONS`.
+        How training images are varied, see `pipeline.data.augmentation`; of `cached`, what draws the further views.
     freeze_norm : bool
         Keep every BatchNorm's statistics, also in trained blocks: for batches too small to estimate them.
     select : {'best-on-val', 'last'}
