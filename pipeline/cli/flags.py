@@ -302,6 +302,6 @@ def add_finetune_settings(parser: Parser) -> None:
             parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None, help=words)
         else:
             metavar = {int: "N", float: "VALUE"}.get(type(field.default), "NAME")
-            named = {"strategy": STRATEGIES, "augmentation": AUGMENTATIONS}.get(field.name, ())
+            named = {"strategy": list(STRATEGIES), "augmentation": list(AUGMENTATIONS)}.get(field.name, [])
             known = f"{', '.join(named)}: " if named else ""
             parser.add_argument(*flags, type=type(field.default), metavar=metavar, help=known + words)

@@ -1,7 +1,7 @@
 """Batches of cached activations: from the device's memory, from this machine's, or read in blocks as they are needed.
 
-What fits into memory is read once. Of what does not, an epoch visits the file's blocks in random order, some at a time,
-and the rows of those in random order (a shuffle buffer), while the next ones are read by a thread.
+What fits into memory is read once. Of what does not, an epoch takes short runs of neighbours from all over the file,
+many at a time, and their rows in random order (a shuffle buffer), while the next ones are read by a thread.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .settings import FinetuneSettings
 
 DEVICE_SHARE = 0.5  # of an accelerator's free memory, that activations may take
 LEAST_BYTES = 2**26  # read at once, however little memory is allowed
+RUNS = 256  # of neighbours in one reading, at least: files often lie sorted by class
 VIEWS = 1  # beside an epoch's seed: what draws views, so that it is not what draws the order
 
 
@@ -101,6 +102,8 @@ class CachedActivations:
         self._device = device if self._fits(device) else torch.device("cpu")
         self._all: _Held | None = None
         self._pool = ThreadPoolExecutor(1, "read")
+        if self.streams and (damaged := cache.problems()):  # once, for runs are shorter than what a digest is of
+            raise CacheError(f"{cache.path} is damaged: {damaged[0]}. Run `extract` again: it keeps every sound row.")
 
     @property
     def streams(self) -> bool:
@@ -119,13 +122,12 @@ class CachedActivations:
         return max(1, max(self._room // 2, LEAST_BYTES) // self._row_bytes)
 
     def arranged(self, order: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        """Return an epoch's order so that few blocks are needed at a time; as it is, where all rows are in memory."""
+        """Return an epoch's order as it can be read, in runs; as it is, where all rows are in memory."""
         if not self.streams:
             return order
-        size = self.cache.pieces[0].reader.rows_per_block
-        blocks = self._row[order] // size
-        return order[np.argsort(np.random.default_rng((*seed, VIEWS)).permutation(blocks.max() + 1)[blocks],
-                                kind="stable")][self._mixed(len(order), seed)]
+        runs = self._row[order] // max(1, self._at_once // RUNS)
+        places = np.random.default_rng((*seed, VIEWS)).permutation(runs.max() + 1)[runs]
+        return order[np.argsort(places, kind="stable")][self._mixed(len(order), seed)]
 
     def _mixed(self, count: int, seed: tuple[int, ...]) -> np.ndarray:
         """Return places in random order within each reading."""
