@@ -25,7 +25,7 @@ from ..evaluation.metrics import evaluate
 from ..heads import make_head
 from ..heads.folds import FOLDS, stratified_folds
 from ..runs.run import save_layer_survey
-from ..stage_one.caches import backbone_of
+from ..stage_one.caches import backbone_of, extract_command
 from ..stage_one.extraction import extract
 from ..store import FeatureCache
 from .convolutions import quick_convolutions
@@ -171,10 +171,11 @@ def survey_layers(
     where = choose_device(device)
     rates = _timed(plain, places, classes, where, progress)
     size = BYTES[storage]
+    command = extract_command(data, plain, cache_dir, dataset_name).replace("extract", "finetune --cached", 1)
     found = [
         CutSurvey(place.unfreeze, place.layer, place.shape, prod(place.shape) * size / 1e3,
                   count * prod(place.shape) * size / 1e9, place.share, train / rates[place.layer],
-                  *probes[place.layer], False, _command(data, plain, place.unfreeze))
+                  *probes[place.layer], False, f"{command} {_flag(place.unfreeze)}")
         for place in places
     ]
     found = [replace(cut, dominated=_is_dominated(cut, found[:number])) for number, cut in enumerate(found)]
@@ -185,14 +186,12 @@ def survey_layers(
     return survey
 
 
+def _flag(unfreeze: str) -> str:
+    return shlex.join(["--unfreeze", unfreeze] if unfreeze else ["--strategy", "head-only"])
+
+
 def _is_dominated(cut: CutSurvey, below: Sequence[CutSurvey]) -> bool:
     return any(other.kilobytes <= cut.kilobytes and other.seconds <= SLOWER * cut.seconds for other in below)
-
-
-def _command(data: str, backbone: Backbone, unfreeze: str) -> str:
-    words = ["pipeline", "finetune", "--data", data, "--cached"]
-    words += ["--backbone", backbone.name] if backbone.name != DEFAULT else []
-    return shlex.join([*words, *(["--unfreeze", unfreeze] if unfreeze else ["--strategy", "head-only"])])
 
 
 def _probed(cache: FeatureCache, seed: int, progress: Progress

@@ -77,7 +77,7 @@ def test_the_command_prints_a_table_and_one_json_object(folder, capsys, monkeypa
     arguments = ["layers", "photos", "--limit", "12"]
     assert cli.main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["cuts"][0]["command"].startswith("pipeline finetune --data 'photos[:12]' --cached --unfreeze")
+    assert found["cuts"][0]["command"].startswith("pipeline finetune --cached --data 'photos[:12]' --unfreeze")
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "(head only)" in printed and "--unfreeze auto" in printed
