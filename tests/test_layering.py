@@ -132,6 +132,6 @@ def test_only_the_command_line_prints():
 
 
 def test_every_public_name_can_be_imported():
-    assert set(pipeline.__all__) == set(pipeline._HOMES)
+    assert set(pipeline.__all__) == {*pipeline._HOMES, "BACKBONES"}
     for name in pipeline.__all__:
         assert getattr(pipeline, name) is not None

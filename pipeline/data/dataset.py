@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -184,6 +185,7 @@ def load_dataset(
     cache_dir = Path(cache_dir)
     data, limit = without_limit(on_disk(data, cache_dir))
     samples = _loader(data)(cache_dir, progress)
+    _spell_alike(samples)
     if limit is not None:
         keep_first(samples, limit)
     digests, failures = digest_files(
@@ -209,6 +211,20 @@ def load_dataset(
         tuple(samples.notes),
         limits,
     )
+
+
+def _spell_alike(samples: Samples) -> None:
+    """Have every class in one spelling, NFC: macOS writes the same letters in another one than Linux and Windows."""
+    spelled = [unicodedata.normalize("NFC", name) for name in samples.classes]
+    if tuple(spelled) == samples.classes:
+        return
+    classes = tuple(sorted(set(spelled)))
+    merged = [name for name in classes if spelled.count(name) > 1]
+    labels = np.array([classes.index(name) for name in spelled], np.int64)
+    samples.labels = np.where(samples.labels < 0, -1, labels[samples.labels])
+    samples.classes = classes
+    if merged:
+        samples.notes.append(f"Spelled in two ways in Unicode, and taken as one class each: {first_few(merged)}.")
 
 
 def _loader(data: str) -> Callable[[Path, Progress], Samples]:

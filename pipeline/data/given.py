@@ -20,18 +20,13 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError
+from .csv_tables import COLUMNS
 from .listing import safe_name
 
 if TYPE_CHECKING:
     from .dataset import Dataset
 
 FOLDER = "given"  # in the caches' folder
-COLUMNS = {
-    "path": ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path"),
-    "label": ("label", "class", "class_name", "target", "category", "y"),
-    "split": ("split", "subset", "set", "fold"),
-}
-"""How columns of a frame may be called; capitals do not matter."""
 KINDS = ("a folder, file or name as text or Path; a list of (path, label) or (path, label, split); (paths, labels); a "
          "mapping from paths to labels; a pandas DataFrame with columns path, label and perhaps split; (arrays, "
          "labels) with uint8 arrays (N, H, W, 3); a Dataset of load_dataset; one of the package datasets")

@@ -233,7 +233,7 @@ def test_bad_input_is_one_clear_line(tiles, warm):
     table = warm.folder / "table.csv"
     table.write_text(f"path,label\n{tiles}/train/china/99.png,china\n{tiles}/train/flower/01.png,flower\n")
     columns = warm.folder / "columns.csv"
-    columns.write_text("file,class\na.png,x\n")
+    columns.write_text("where,what\na.png,x\n")
     junk = warm.folder / "junk.safetensors"
     junk.write_bytes(b"junk")
     for words, expected in [
@@ -490,7 +490,7 @@ def test_the_help_names_every_setting_of_every_head_with_its_heads():
             told = {str(HEADS[head].settings[setting]) for head in heads.split(", ") if head in HEADS}
             assert told in ({default}, {f"{default}.0"}), (setting, heads)
     every = {setting for entry in HEADS.values() for setting in entry.settings}
-    assert every - flags.keys() - {"seed"} == others
+    assert every - flags.keys() - {"seed", "groups"} == others  # groups of columns are chosen, not typed
 
 
 def test_pipeline_alone_helps_and_says_its_version(capsys):

@@ -79,7 +79,7 @@ def test_strange_names_absolute_paths_and_gifs_named_outright_are_taken(load, tm
     ("text", "message"),
     [
         ("", "has no column 'path' and no column 'label'; its first line is empty"),
-        ("file,label\nx,y\n", "has no column 'path'; its first line is 'file', 'label'. Expected: path,label"),
+        ("where,label\nx,y\n", "has no column 'path'; its first line is 'where', 'label'. Expected: path,label"),
         ("path,label\n", "names no image: there is nothing below its header"),
         ("path,label\npics/0.png,a\nnone.png,b\n", r"has a file that does not exist in line 3 \('none.png,b,'\)"),
         ("path,label\npics/0.png,a\n,b\n", "has no path in line 3"),
@@ -120,3 +120,33 @@ def test_real_photographs_by_table_equal_the_same_by_folder(photos, tmp_path):
     assert (dataset.labels == folder.labels).all()
     assert (dataset.splits == folder.splits).all()
     assert dataset.classes == folder.classes
+
+
+@pytest.mark.parametrize("header", ["filename,class", "Image;Category", "FILE_PATH\tlabel_name"])
+def test_columns_may_be_called_as_people_call_them_and_a_note_says_which_were_taken(load, header):
+    separator = next(one for one in ",;\t" if one in header)
+    dataset = load("\n".join([header, *(separator.join((f"pics/{number}.png", "ab"[number])) for number in (0, 1))]))
+    assert dataset.classes == ("a", "b") and dataset.paths == ["pics/0.png", "pics/1.png"]
+    first = header.split(separator)[0].lower()
+    assert any(f"path from {first!r}" in note for note in dataset.notes)
+
+
+def test_the_usual_names_come_first_and_without_a_note(load):
+    dataset = load("class,path,label\nx,pics/0.png,a\ny,pics/1.png,b\n")
+    assert dataset.classes == ("a", "b") and not any("Columns" in note for note in dataset.notes)
+
+
+def test_backslashes_count_as_slashes_where_there_is_no_such_file(load):
+    assert load("path,label\npics\\0.png,a\npics\\1.png,b\n").paths == ["pics/0.png", "pics/1.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a name there cannot hold a backslash")
+def test_a_file_whose_name_holds_a_backslash_is_itself(load, tmp_path):
+    write_image(tmp_path / "pics\\0.png")
+    assert load("path,label\npics\\0.png,a\npics/1.png,b\n").paths[0] == "pics\\0.png"
+
+
+def test_two_spellings_of_a_label_are_one_class(load):
+    dataset = load("path,label\npics/0.png,caf\u00e9\npics/1.png,cafe\u0301\npics/2.png,tea\n")
+    assert dataset.classes == ("caf\u00e9", "tea") and dataset.labels.tolist() == [0, 0, 1]
+    assert any("taken as one class" in note for note in dataset.notes)

@@ -246,3 +246,19 @@ def test_the_tutorials_photographs_are_listed_as_the_tutorial_counts_them(load, 
     assert [path for path, _ in dataset.skipped] == ["train/ants/imageNotFound.gif"]
     flat = load(photos / "cats_dogs/val/cats")
     assert len(flat) == len(flat.select("none")) == 225
+
+
+def test_a_class_that_two_systems_spell_differently_is_one_and_files_keep_their_bytes(load, root):
+    composed, apart = "\u1ed3ng", "o\u0302\u0300ng"
+    write_images(root, f"train/{composed}/1.png", "train/tea/2.png", f"val/{apart}/3.png", "val/tea/4.png")
+    dataset = load(root)
+    assert dataset.classes == ("tea", composed)
+    assert rows(dataset)[f"val/{apart}/3.png"] == ("val", composed)
+    assert any(composed in note for note in dataset.notes)
+    assert dataset.read(dataset.paths.index(f"val/{apart}/3.png"))
+
+
+def test_a_class_in_the_other_spelling_alone_is_shown_in_one_without_a_note(load, root):
+    write_images(root, "train/cafe\u0301/1.png", "train/tea/2.png", "val/cafe\u0301/3.png", "val/tea/4.png")
+    dataset = load(root)
+    assert dataset.classes == ("caf\u00e9", "tea") and not dataset.notes
