@@ -7,6 +7,7 @@ one as it stands; `silent` is the default. What users call takes True too, for t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ def silent(total: int | None = None, desc: str = "", unit: str = "it") -> Silent
 
 
 Progress = Callable[..., Any]
+
+
+def note(line: str) -> None:
+    """Log a remark for the user, under the name of the package: what the command line prints as a note."""
+    logging.getLogger(__name__.partition(".")[0]).info(line)
 
 
 def shown(progress: Progress | bool) -> Progress:

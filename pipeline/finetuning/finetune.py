@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
 from ..core.errors import CacheError, UnknownNameError
-from ..core.progress import Progress, shown, silent
+from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
 from ..engines import Running
@@ -52,7 +52,7 @@ def finetune(
     dataset_name: str | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress | bool = silent,
-    log: Callable[[str], object] = lambda line: None,
+    log: Callable[[str], object] = note,
     **more: Any,
 ) -> Run | None:
     """Retrain the whole network, or part of it, and score it as a head is scored.
@@ -72,7 +72,7 @@ def finetune(
     resume : bool
         Go on from the run's last checkpoint.
     log : callable
-        Takes a line an epoch.
+        Takes a line an epoch; by default it is logged.
 
     Returns
     -------
@@ -155,8 +155,8 @@ def _activations(
         return found, kept.spec.sha256, 0.0
     done = extract_features(dataset, kept, Running(settings.device, workers=settings.workers or None),
                             cache_dir=cache_dir, origin=origin, progress=progress, tell=log)
-    for note in done.notes:
-        log(f"note: {note}")
+    for line in done.notes:
+        log(f"note: {line}")
     how = f"{done.computed} computed, {done.reused} reused" if done.computed else "all cached already"
     views = "the plain view alone, so without augmentation" if settings.views == 1 else (
         f"{settings.views} views ({settings.augmentation}), of which every epoch draws one; new ones are not made")

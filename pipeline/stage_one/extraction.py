@@ -12,7 +12,7 @@ from typing import Any
 from ..backbones import DEFAULT, POOLED, Backbone, description, several
 from ..core.errors import CacheError, DataError
 from ..core.machine import installed
-from ..core.progress import Progress, shown, silent
+from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
@@ -41,7 +41,7 @@ def extract(
     retry_failed: bool = False,
     part_rows: int | None = None,
     strict: bool = False,
-    tell: Callable[[str], object] = lambda line: None,
+    tell: Callable[[str], object] = note,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
@@ -73,7 +73,7 @@ def extract(
     strict : bool
         Make an image that cannot be read an error. All other rows are kept for the next run.
     tell : callable
-        Takes a line for the user while the work goes on.
+        Takes a line for the user while the work goes on; by default it is logged, as all notes are.
     cache_dir : path-like
     dataset_name : str, optional
         By which the cache is filed; by default the folder's name, see `pipeline.stage_one.caches.load_named`.
@@ -106,6 +106,8 @@ def extract(
         retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress, tell=tell,
         origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
     )  # fmt: skip
+    for line in done.notes:
+        note(line)
     if strict and done.skipped:
         with done.open() as cache:
             path, reason = cache.skipped[0]
@@ -159,7 +161,7 @@ def extract_features(
     part_rows: int | None = None,
     origin: Mapping[str, Any] | None = None,
     progress: Progress = silent,
-    tell: Callable[[str], object] = lambda line: None,
+    tell: Callable[[str], object] = note,
 ) -> Extraction:
     """Bring a data set's cache up to date: compute the rows that it lacks, and no others.
 

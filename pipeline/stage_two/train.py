@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backbones import DEFAULT, Backbone
 from ..core.errors import CacheError, PipelineError, UnknownNameError
-from ..core.progress import Progress, shown, silent
+from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, on_disk
 from ..data.augmentation import Views
 from ..runs.classifier import metadata_of
@@ -130,7 +130,10 @@ def _train(
     asked = {"data": cache.meta["root"], "features": [part["spec_sha256"] for part in cache.parts] or cache.spec.sha256,
              "head": head, **training.asked, "calibration": asdict(calibration) if calibration else None}
     told = ", ".join(filter(None, [training.told, "calibrated" if calibration else ""]))
-    return save_head_run(cache, fitted, runs_dir, name, asked, told, overwrite)
+    run = save_head_run(cache, fitted, runs_dir, name, asked, told, overwrite)
+    for line in filter(None, [run.remark, *run.metrics.get("notes", ())]):
+        note(line)
+    return run
 
 
 def train_heads(

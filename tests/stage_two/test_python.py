@@ -74,3 +74,11 @@ def test_what_is_printed_of_a_data_set_or_a_run_is_a_line(common):
     assert printed.startswith("<Dataset photos in ") and printed.endswith(": 6 test, 18 train, 8 val; 2 classes>")
     run = pipeline.train_head("logistic", **common)
     assert repr(run).startswith("<Run runs/photos-pixels-logistic") and "val " in repr(run) and len(repr(run)) < 200
+
+
+def test_notes_are_logged(common, caplog):
+    with caplog.at_level("INFO", "pipeline"):
+        pipeline.train_head("logistic", **common, C=0.01, name="noted")
+        pipeline.train_head("logistic", **common, C=0.02, name="noted")
+        pipeline.finetune("photos[:8]", epochs=1, strategy="head-only", cached=True, batch_size=4, name="logged")
+    assert "noted has other settings and stays" in caplog.text and "epoch 1/1" in caplog.text
