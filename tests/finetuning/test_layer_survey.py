@@ -16,6 +16,14 @@ from pipeline.finetuning.layer_survey import CutSurvey, _is_dominated, survey_la
 from pipeline.runs.run import layer_survey
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_steps():
+    """Time steps of two images: how long they take is nothing that a test could know."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.finetuning.layer_survey.SAMPLE", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("layers")
@@ -73,7 +81,6 @@ def test_auto_takes_the_lowest_place_with_half_of_the_work_above(folder):
 
 def test_the_command_prints_a_table_and_one_json_object(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("pipeline.finetuning.layer_survey.SAMPLE", 2)  # images of a timed step
     arguments = ["layers", "photos", "--limit", "12"]
     assert cli.main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
