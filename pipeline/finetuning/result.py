@@ -170,11 +170,12 @@ def features_above(
     device = model.head.weight.device
     size = EVALUATION_BATCH.get(device.type, 64)
     rows, found = [np.empty((0, model.head.in_features), np.float32)], [np.empty(0, int)]
-    for batch in activations.batches(grouped(indices, size)):
+    groups = grouped(indices, size)
+    for group, batch in zip(groups, activations.batches(groups), strict=True):
         if len(batch.indices):
             rows.append(model.features(model.prepared(batch.inputs.to(device))).float().cpu().numpy())
             found.append(batch.indices)
-        tick(size)
+        tick(len(group))
     return np.concatenate(found), np.concatenate(rows)
 
 
