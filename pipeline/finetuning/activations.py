@@ -79,6 +79,9 @@ class CachedActivations:
         Index and reason of every image that has no row.
     waited : float
         Seconds in which batches were not ready when they were asked for.
+    mixing : int
+        Rows among which an epoch's order is random, where they do not all fit into memory; else 0, for all. It decides
+        what is learned, so whoever trains along, or goes on, takes the first one's.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class CachedActivations:
         self._room, self._used = int(share * available_memory()), np.unique(self._row[used])
         self._device = device if self._fits(device) else torch.device("cpu")
         self._all: _Held | None = None
+        self.mixing = self._at_once if self.streams else 0
         self._pool = ThreadPoolExecutor(1, "read")
         if self.streams and (damaged := cache.problems()):  # once, for runs are shorter than what a digest is of
             raise CacheError(f"{cache.path} is damaged: {damaged[0]}. Run `extract` again: it keeps every sound row.")
@@ -123,17 +127,17 @@ class CachedActivations:
 
     def arranged(self, order: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
         """Return an epoch's order as it can be read, in runs; as it is, where all rows are in memory."""
-        if not self.streams:
+        if not self.mixing:
             return order
-        runs = self._row[order] // max(1, self._at_once // RUNS)
+        runs = self._row[order] // max(1, self.mixing // RUNS)
         places = np.random.default_rng((*seed, VIEWS)).permutation(runs.max() + 1)[runs]
         return order[np.argsort(places, kind="stable")][self._mixed(len(order), seed)]
 
     def _mixed(self, count: int, seed: tuple[int, ...]) -> np.ndarray:
         """Return places in random order within each reading."""
         rng, places = np.random.default_rng((*seed, VIEWS + 1)), np.arange(count)
-        for start in range(0, count, self._at_once):
-            rng.shuffle(places[start : start + self._at_once])
+        for start in range(0, count, self.mixing):
+            rng.shuffle(places[start : start + self.mixing])
         return places
 
     def batches(

@@ -58,7 +58,11 @@ class Decoder:
         Index and reason of every image that could not be read so far. They are left out, never replaced.
     waited : float
         Seconds that batches were not ready when they were asked for.
+    mixing : int
+        0: an epoch's order is random among all images, see `CachedActivations`.
     """
+
+    mixing = 0
 
     def __init__(self, dataset: Dataset, transform: Transform, workers: int = 0, memory: float = 0):
         self.dataset = dataset

@@ -132,6 +132,7 @@ def record_of(trainer: Trainer) -> dict[str, Any]:
         "epoch": trainer.epoch, "step": trainer.step, "seconds": trainer.seconds, "history": trainer.history,
         "best_epoch": trainer.best_epoch, "parts": trainer.stepper.parts,
         "scaler": trainer.stepper.scaler.state_dict(),
+        "mixing": trainer.decoder.mixing,
         "failures": {str(index): reason for index, reason in trainer.decoder.failures.items()},
     }
 
@@ -157,6 +158,7 @@ def restore(trainer: Trainer, tensors: Tensors, record: dict[str, Any]) -> None:
     stepper.parts = record["parts"]
     trainer.epoch, trainer.step, trainer.seconds = record["epoch"], record["step"], record["seconds"]
     trainer.history, trainer.best_epoch = record["history"], record["best_epoch"]
+    trainer.decoder.mixing = record.get("mixing", 0)
     trainer.decoder.failures.update({int(index): reason for index, reason in record["failures"].items()})
 
 

@@ -132,6 +132,9 @@ def train(
             model = _model(backbone, dataset, settings, device, place)
             if isinstance(decoder, CachedActivations) and activations:
                 model.cut(activations.layer, activations.shape)
+                mixing = torch.tensor(decoder.mixing, device=device)
+                place.share([mixing])  # each has measured its own memory
+                decoder.mixing = int(mixing)
             if strategy.probe and place.main:
                 model.start_head(*(probe or _probe(model, decoder, dataset, backbone, settings, progress)))
             place.share(model.head.state_dict().values())

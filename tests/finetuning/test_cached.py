@@ -175,6 +175,21 @@ def test_what_does_not_fit_into_memory_is_read_in_blocks_every_image_once_an_epo
     assert kept.metrics["splits"]["test"]["n"] == 6 and streamed
 
 
+def test_what_is_read_in_runs_goes_on_to_the_same_weights_in_whatever_memory(photos, tmp_path, monkeypatch):
+    def tune(name, memory, **more):
+        return pipeline.finetune(
+            str(photos / "photos"), small_backbone(), FinetuneSettings(**QUICK, cached=True, checkpoint_minutes=0,
+                                                                       image_memory=memory),
+            name=name, cache_dir=photos / "cache", runs_dir=tmp_path, **more)
+
+    monkeypatch.setattr("pipeline.finetuning.activations.LEAST_BYTES", 4 * 768)
+    whole = tensors_of(tune("whole", 0.0))
+    with pytest.raises(Killed):
+        tune("cut", 0.0, progress=dying("finetune", 4))
+    assert same(tensors_of(tune("cut", 0.25, resume=True)), whole)
+    assert not same(tensors_of(tune("all", 0.25)), whole)  # or the order would not have mattered
+
+
 @pytest.mark.parametrize("what, after", [("Extracting", 1), ("finetune", 2), ("finetune", 4)])
 def test_killed_anywhere_it_goes_on_to_the_same_weights(what, after, photos, tmp_path):
     def tune(folder, **more):
