@@ -44,7 +44,7 @@ def below_training(backbone: Backbone, settings: FinetuneSettings) -> tuple[Back
     first = next(place for place, rate in enumerate(rates) if rate)
     if first == 0:
         raise PipelineError(f"--cached needs blocks that stay frozen, and {settings.strategy!r} trains all of "
-                            f"{backbone.name}: add --unfreeze half, --unfreeze last-N, or a layer's name.")
+                            f"{backbone.name}: add --unfreeze auto, half, last-N or a layer's name.")
     flow = Flow(network, backbone.transform.crop)
     layer = _cut_below(flow, blocks, first, settings.unfreeze)
     kept = replace(backbone, layer=layer, storage=settings.storage, views=views)

@@ -228,7 +228,7 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("settings, said", [
-    ({"unfreeze": ""}, "--unfreeze half"),
+    ({"unfreeze": ""}, "--unfreeze auto"),
     ({"mixup": 0.2}, "mixes pixels"),
     ({"augmentation": "cifar"}, "--views 2 or more"),
     ({"strategy": "scratch", "unfreeze": ""}, "random weights"),
