@@ -15,11 +15,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..backbones import POOLED
+from ..backbones import POOLED, Backbone
 from ..backbones.backbone import find_architecture
 from ..backbones.layers import FeatureNetwork
 from ..backbones.torchvision_models import shapes_only
+from ..backbones.weights import Weights
 from ..core.errors import PipelineError
+from .cutting import with_unfreeze
 from .network import PREFIX, Classifier
 from .settings import STRATEGIES, FinetuneSettings
 
@@ -112,6 +114,7 @@ def summarise(
     settings = settings or FinetuneSettings(strategy="head-only")
     architecture = find_architecture(backbone)
     transform = architecture.transform(None)
+    settings = with_unfreeze(settings, Backbone(architecture, Weights("none", "none", dict), transform))
     with shapes_only():
         network = FeatureNetwork(architecture.skeleton(), layer).to("meta").eval()
     image = torch.empty(1, 3, *transform.crop, device="meta")

@@ -81,3 +81,11 @@ def test_what_cannot_be_is_said():
         summarise("vgg16", "avgpol")
     with pytest.raises(PipelineError, match="classes is 0; it must be 1 or more"):
         summarise("vgg16", classes=0)
+
+
+def test_auto_is_the_block_that_finetune_would_take():
+    from pipeline.finetuning import FinetuneSettings
+
+    settings = FinetuneSettings(strategy="partial", unfreeze="auto")
+    trained = [row.layer for row in summarise("efficientnet_lite0", settings=settings).rows if row.trainable]
+    assert trained[0] == "blocks.10" and trained[-1] == "head"
