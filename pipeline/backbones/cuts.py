@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.errors import PipelineError
 from .blocks import part_names
+from .layer_names import position_axes
+from .weights import one_line
 
 QUARTERS = 4  # of a network that keeps one shape, such as a vision transformer
 
@@ -42,11 +44,6 @@ class Cut:
     layer: str
     shape: tuple[int, ...]
     work: int
-
-    @property
-    def values(self) -> int:
-        """How many numbers are cached an image and view."""
-        return prod(self.shape)
 
 
 class Flow:
@@ -81,7 +78,7 @@ class Flow:
         except PipelineError:
             raise
         except Exception as error:  # tracing runs the network's own code on stand-ins, which may raise anything
-            raise PipelineError(f"This network cannot be cut: its flow depends on its images ({_line(error)})."
+            raise PipelineError(f"This network cannot be cut: its flow depends on its images ({one_line(error)})."
                                 ) from error
         finally:
             for module, mode in between.items():
@@ -137,7 +134,7 @@ class Flow:
             with torch.no_grad():
                 measure.run(self._blank(1))
         except Exception as error:  # whatever the network's own code raises
-            raise PipelineError(f"The steps of this network cannot be measured ({_line(error)}).") from error
+            raise PipelineError(f"The steps of this network cannot be measured ({one_line(error)}).") from error
         finally:
             for parameter in learning:
                 parameter.requires_grad_(True)
@@ -267,7 +264,8 @@ def stages(network: nn.Module, crop: tuple[int, int]) -> list[str]:
 
     Without the last one: what its positions average to is the pooled output.
     """
-    cuts = [cut for cut in Flow(network, crop).measured() if len(cut.shape) > 1 and _positions(cut.shape) > 1]
+    cuts = [cut for cut in Flow(network, crop).measured() if len(cut.shape) > 1
+            and prod(cut.shape[axis] for axis in position_axes(cut.shape)) > 1]
     ends = [cut.layer for cut, after in pairwise(cuts) if cut.shape != after.shape]
     if len(ends) >= QUARTERS - 1:
         return ends
@@ -277,18 +275,7 @@ def stages(network: nn.Module, crop: tuple[int, int]) -> list[str]:
     return [cuts[len(cuts) * quarter // QUARTERS - 1].layer for quarter in range(1, QUARTERS)]
 
 
-def _positions(shape: Sequence[int]) -> int:
-    """Return the number of positions of a map (C, H, W) or (H, W, C), or of tokens (T, C)."""
-    if len(shape) == 3:
-        return shape[0] * shape[1] if shape[0] == shape[1] != shape[2] else shape[1] * shape[2]
-    return shape[0]
-
-
 def _usual_arguments(network: nn.Module) -> dict[str, Any]:
     """Return what a network is called with beside images, when it is called with images alone."""
     given = list(inspect.signature(network.forward).parameters.values())[1:]
     return {one.name: one.default for one in given if one.default is not one.empty}
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import UnknownNameError
@@ -44,6 +45,13 @@ class Part:
 
     def __str__(self) -> str:
         return f"{self.module}:{self.pooling}" if self.pooling else self.module
+
+
+def position_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return which axes of one image's output are positions: H and W of (C, H, W) or (H, W, C), T of (T, C)."""
+    if len(shape) == 3:
+        return (0, 1) if shape[0] == shape[1] != shape[2] else (1, 2)
+    return tuple(range(len(shape) - 1))
 
 
 def several(layer: str) -> bool:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..core.errors import PipelineError, UnknownNameError
-from .layer_names import AND, POOLED, STAGES, Part, several
-from .torchvision_models import shapes_only
+from .layer_names import AND, POOLED, STAGES, Part, position_axes, several
+from .torchvision_models import laid_out
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -22,10 +22,7 @@ CROP = (224, 224)
 
 
 def _places(output: torch.Tensor) -> tuple[int, ...]:
-    """Return the axes of positions: H and W of (N, C, H, W) or (N, H, W, C), T of (N, T, C)."""
-    if output.ndim == 4:
-        return (1, 2) if output.shape[1] == output.shape[2] != output.shape[3] else (2, 3)
-    return tuple(range(1, output.ndim - 1))
+    return tuple(axis + 1 for axis in position_axes(output.shape[1:]))
 
 
 def _mean(output: torch.Tensor) -> torch.Tensor:
@@ -143,10 +140,8 @@ def columns(backbone: Backbone) -> dict[str, Any]:
     """
     if not (backbone.storage or several(backbone.layer)):
         return {}
-    with shapes_only():
-        network = backbone.architecture.skeleton()
     crop, shapes = backbone.transform.crop, list[list[int]]()
-    reading = FeatureNetwork(network.to("meta").eval(), backbone.layer, crop)
+    reading = FeatureNetwork(laid_out(backbone.architecture), backbone.layer, crop)
     if backbone.storage:
         layer = reading.network.get_submodule(backbone.layer)
         layer.register_forward_hook(lambda module, inputs, output: shapes.append([*output.shape[1:]]), prepend=True)

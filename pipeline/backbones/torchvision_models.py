@@ -148,6 +148,13 @@ def shapes_only() -> Any:
     return ShapesOnly()
 
 
+def laid_out(architecture: Architecture) -> nn.Module:
+    """Return a network without weights, on torch's device `meta`, in evaluation mode: for shapes and names alone."""
+    with shapes_only():
+        network = architecture.skeleton()
+    return network.to("meta").eval()
+
+
 def listings() -> list[Listing]:
     """Return what `pipeline backbones` shows of these. Takes seconds: it lays out every network."""
     import torch

@@ -88,7 +88,7 @@ def summary(options: argparse.Namespace) -> None:
 
 
 def _add_layers(verbs: Any) -> None:
-    from ..backbones.backbone import STORAGES
+    from ..backbones import STORAGES
 
     parser = add_command(verbs, "layers", layers, "where a network can be cut for finetune --cached")
     add_data(parser)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..backbones.backbone import STORAGES
+from ..backbones import STORAGES
 from ..store.paths import PART_ROWS
 from . import commands, inspection, results
 from .flags import (

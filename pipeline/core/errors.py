@@ -8,7 +8,9 @@ where, and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class PipelineError(Exception):
@@ -81,6 +83,20 @@ def suggestion(name: str, known: Iterable[str], most: int = 12) -> str:
         more = f", … ({len(known)} in all)" if len(known) > most else ""
         text += f" Known: {', '.join(known[:most])}{more}."
     return text
+
+
+def check_keywords(kind: str, given: Iterable[str], known: Iterable[str], function: Callable[..., Any]) -> None:
+    """Refuse keywords that are neither known settings nor parameters of the function that took them in ``**more``.
+
+    Raises
+    ------
+    UnknownNameError
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            also = [one for one in inspect.signature(function).parameters if one != "more"]
+            raise UnknownNameError(kind, name, [*known, *also])
 
 
 class HeadError(PipelineError, ValueError):

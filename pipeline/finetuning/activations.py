@@ -19,7 +19,7 @@ import torch
 from ..core.errors import CacheError
 from ..core.machine import available_memory
 from ..data import Dataset
-from ..store import FeatureCache
+from ..store import FeatureCache, Spec
 from .batches import Batch
 from .settings import FinetuneSettings
 
@@ -37,6 +37,8 @@ class Activations:
     ----------
     path : Path
         Of the cache.
+    spec : Spec
+        What its rows were made with.
     layer : str
         Whose output they are: a cut, or ``pooled``.
     shape : tuple of int
@@ -44,6 +46,7 @@ class Activations:
     """
 
     path: Path
+    spec: Spec
     layer: str
     shape: tuple[int, ...]
 

@@ -11,7 +11,7 @@ from ..backbones import POOLED, Backbone
 from ..backbones.blocks import Block, find_blocks
 from ..backbones.cuts import Flow
 from ..backbones.layers import FeatureNetwork, columns
-from ..backbones.torchvision_models import shapes_only
+from ..backbones.torchvision_models import laid_out
 from ..core.errors import PipelineError
 from ..data.augmentation import Views
 from .settings import AUTO, STRATEGIES, FinetuneSettings
@@ -33,9 +33,7 @@ def below_training(backbone: Backbone, settings: FinetuneSettings) -> tuple[Back
         raise PipelineError(f"--cached trains all that is above the cut, up to the pooled features: leave --layer "
                             f"{backbone.layer} out.")
     views = Views(settings.views, settings.augmentation) if settings.views > 1 else backbone.views
-    with shapes_only():
-        network = backbone.architecture.skeleton()
-    network.to("meta").eval()
+    network = laid_out(backbone.architecture)
     blocks = find_blocks(FeatureNetwork(network))
     names = [block.name for block in blocks]
     rates = STRATEGIES[settings.strategy].rates(names, settings, settings.epochs - 1)
@@ -81,9 +79,7 @@ def cut_places(backbone: Backbone) -> list[Place]:
     PipelineError
         If it cannot be cut at all.
     """
-    with shapes_only():
-        network = backbone.architecture.skeleton()
-    network.to("meta").eval()
+    network = laid_out(backbone.architecture)
     flow, blocks = Flow(network, backbone.transform.crop), find_blocks(FeatureNetwork(network))
     measured = {cut.layer: cut for cut in flow.measured()}
     found: list[Place] = []

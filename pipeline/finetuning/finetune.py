@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
-from ..core.errors import CacheError, UnknownNameError
+from ..core.errors import CacheError, check_keywords
 from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
@@ -93,7 +92,8 @@ def finetune(
 
     data = on_disk(data, cache_dir)
     progress = shown(progress)
-    settings = _settings(settings or FinetuneSettings(), more)
+    check_keywords("setting of finetune", more, [field.name for field in fields(FinetuneSettings)], finetune)
+    settings = replace(settings or FinetuneSettings(), **more)
     network = backbone_of(backbone).plain
     if settings.unfreeze == AUTO:
         from .cutting import with_unfreeze
@@ -108,10 +108,10 @@ def finetune(
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
     claim = claimed(usual, asked, overwrite) if first else nullcontext(place_for(usual, asked, overwrite))
     with claim as place:
-        probe, activations, made_from, extract_seconds = None, None, "", 0.0
+        probe, activations, extract_seconds = None, None, 0.0
         if settings.cached:
             origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(limits)}
-            activations, made_from, extract_seconds = _activations(
+            activations, extract_seconds = _activations(
                 dataset, network, settings, Path(cache_dir), origin if first else None, progress, log)
         elif STRATEGIES[settings.strategy].probe and first:
             probe, extract_seconds = _probe(data, network, val_fraction, Path(cache_dir), settings, progress)
@@ -123,36 +123,27 @@ def finetune(
             return None
         origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
         return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked,
-                              made_from)
-
-
-def _settings(settings: FinetuneSettings, more: Mapping[str, Any]) -> FinetuneSettings:
-    """Return the settings with those that were given as keywords."""
-    known = [field.name for field in fields(settings)]
-    for name in more:
-        if name not in known:
-            also = [one for one in inspect.signature(finetune).parameters if one != "more"]
-            raise UnknownNameError("setting of finetune", name, [*known, *also])
-    return replace(settings, **more)
+                              activations)
 
 
 def _activations(
     dataset: Dataset, backbone: Backbone, settings: FinetuneSettings, cache_dir: Path,
     origin: Mapping[str, Any] | None, progress: Progress, log: Callable[[str], object],
-) -> tuple[Activations, str, float]:  # fmt: skip
-    """Have the frozen blocks' activations in the cache; return where, their spec's SHA-256, and the seconds that they
-    took, now or before. Without `origin`, wait until another process has seen to it.
+) -> tuple[Activations, float]:  # fmt: skip
+    """Have the frozen blocks' activations in the cache; return where, and the seconds that they took, now or before.
+
+    Without `origin`, wait until another process has seen to it.
     """
     from .activations import Activations
     from .cutting import below_training
 
     kept, shape = below_training(backbone, settings)
     path = cache_path(cache_dir, dataset.name, kept.name, kept.spec)
-    found = Activations(path, kept.layer, shape)
+    found = Activations(path, kept.spec, kept.layer, shape)
     if origin is None:
         while not _is_complete(path, kept.spec, dataset):
             time.sleep(POLL)
-        return found, kept.spec.sha256, 0.0
+        return found, 0.0
     done = extract_features(dataset, kept, Running(settings.device, workers=settings.workers or None),
                             cache_dir=cache_dir, origin=origin, progress=progress, tell=log)
     for line in done.notes:
@@ -162,7 +153,7 @@ def _activations(
         f"{settings.views} views ({settings.augmentation}), of which every epoch draws one; new ones are not made")
     log(f"training from {kept.layer} {' x '.join(map(str, shape))}: {done.rows} images ({how}), {views}")
     with done.open() as cache:
-        return found, kept.spec.sha256, float(cache.meta.get("seconds") or 0)
+        return found, float(cache.meta.get("seconds") or 0)
 
 
 def _is_complete(path: Path, spec: Spec, dataset: Dataset) -> bool:
@@ -188,7 +179,7 @@ def _probe(
 
 def save_finetuned(
     result: Finetuned, dataset: Dataset, settings: FinetuneSettings, place: RunPlace, origin: Mapping[str, Any],
-    extract_seconds: float, label: str, asked: Mapping[str, Any], activations: str = "",
+    extract_seconds: float, label: str, asked: Mapping[str, Any], activations: Activations | None = None,
 ) -> Run:  # fmt: skip
     from safetensors.torch import save_file
 
@@ -211,7 +202,7 @@ def save_finetuned(
         "best_epoch": result.best_epoch,
         "asked": asked,
         "told": settings.told,
-        **({"activations": activations} if activations else {}),
+        **({"activations": activations.spec.sha256} if activations else {}),
         **({"mix": result.mix} if result.mix is not None else {}),
         **({"notes": [PROBE_WON]} if _probe_won(result) else {}),
         "skipped": len(result.failures),

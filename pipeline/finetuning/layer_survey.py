@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..data.files import DEFAULT_LIMITS
 from ..engines import choose_device
 from ..evaluation.metrics import evaluate
 from ..heads import make_head
-from ..heads.folds import FOLDS, stratified_folds
+from ..heads.folds import out_of_fold_scores, some_of
 from ..runs.run import save_layer_survey
 from ..stage_one.caches import backbone_of, extract_command
 from ..stage_one.extraction import extract
@@ -35,7 +36,6 @@ from .network import Classifier, autocast, choose_precision
 MOST_ROWS = 3000  # train images that probes are trained and left out of
 SAMPLE = 16  # images of a timed step
 STEPS = 3  # timed, after one that is not; the fastest counts
-BYTES = {"float16": 2, "float32": 4}
 SLOWER = 1.1  # times the seconds, and still as good as no slower
 
 
@@ -170,7 +170,7 @@ def survey_layers(
         count, name, classes = len(cache), str(cache.meta["dataset"]), len(cache.classes)
     where = choose_device(device)
     rates = _timed(plain, places, classes, where, progress)
-    size = BYTES[storage]
+    size = np.dtype(storage).itemsize
     command = extract_command(data, plain, cache_dir, dataset_name).replace("extract", "finetune --cached", 1)
     found = [
         CutSurvey(place.unfreeze, place.layer, place.shape, prod(place.shape) * size / 1e3,
@@ -197,13 +197,9 @@ def _is_dominated(cut: CutSurvey, below: Sequence[CutSurvey]) -> bool:
 def _probed(cache: FeatureCache, seed: int, progress: Progress
             ) -> dict[str, tuple[float, tuple[float, float]]]:
     """Return the accuracy of logistic regression on each layer, on train images left out in turn, and its interval."""
-    rows = cache.indices("train")
-    if len(rows) > MOST_ROWS:
-        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST_ROWS])
-    y = cache.labels[rows]
-    codes = np.unique(y, return_inverse=True)[1]
-    folds = stratified_folds(codes, seed, FOLDS) if len(np.unique(y)) > 1 else []
-    if not folds:
+    rows = some_of(cache.indices("train"), MOST_ROWS, seed)
+    codes = np.unique(cache.labels[rows], return_inverse=True)[1]
+    if np.bincount(codes, minlength=2).min() < 2:
         raise CacheError(f"{cache.path} has too few labelled training images for probes: two of each of two classes "
                          "are needed.")
     X, start, found = cache.read_rows(rows), 0, {}
@@ -211,16 +207,21 @@ def _probed(cache: FeatureCache, seed: int, progress: Progress
         for group in cache.meta["groups"]:
             own = np.ascontiguousarray(X[:, start : start + group["columns"]])
             start += group["columns"]
-            chosen = make_head("logistic", seed=seed).fit(own, codes)
-            scores = np.empty((len(codes), codes.max() + 1))
-            for train, test in folds:
-                head = make_head("logistic", C=getattr(chosen, "C_"), seed=seed).fit(own[train], codes[train])  # noqa: B009
-                scores[test] = head.predict_proba(own[test])
+            scores = out_of_fold_scores(partial(_probe, own, codes, _penalty(own, codes, seed)), codes, seed)
+            assert scores is not None  # every class has two rows, for mypy
             figures = evaluate(codes, scores)
             low, high = figures["accuracy_ci95"]
             found[group["layer"].removesuffix(":meanmax")] = float(figures["accuracy"]), (float(low), float(high))
             bar.update(1)
     return found
+
+
+def _penalty(X: np.ndarray, codes: np.ndarray, seed: int) -> float:
+    return float(vars(make_head("logistic", seed=seed).fit(X, codes))["C_"])
+
+
+def _probe(X: np.ndarray, codes: np.ndarray, C: float, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    return make_head("logistic", C=C).fit(X[train], codes[train]).predict_proba(X[test])
 
 
 def _timed(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from .network import Classifier
 EVALUATION_BATCH = {"cpu": 8}  # on a CPU the temporaries of larger batches cost page faults at every layer
 SPLITS = ("train", "val", "test")
 JOB = 64  # images handed to a worker at once
+Features = tuple[np.ndarray, np.ndarray, dict[int, str]]
+"""Indices of the readable images, their features, and the reasons of the others by index."""
 UNSEEN = -10.0  # the score of a class without training images lies this far below the others'
 
 
@@ -105,7 +108,7 @@ def with_weights(backbone: Backbone, state: dict[str, torch.Tensor]) -> Backbone
 def features_of(
     embedder: Embedder, backbone: Backbone, dataset: Dataset, indices: np.ndarray,
     tick: Callable[[int], object] = lambda n: None,
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:  # fmt: skip
+) -> Features:  # fmt: skip
     """Compute features of some images on all cores.
 
     Returns
@@ -141,12 +144,19 @@ def score(
         If no image of a split could be read.
     """
     embedder = Embedder(TorchEngine(backbone, device), workers=workers or None)
+    return _scored(partial(features_of, embedder, backbone, dataset), weight, bias, dataset, progress)
+
+
+def _scored(
+    features: Callable[..., Features], weight: np.ndarray, bias: np.ndarray, dataset: Dataset, progress: Progress
+) -> tuple[dict[str, Scores], dict[int, str]]:
+    """Predict every labelled image of what `features` returns for indices and what is told how many are done."""
     splits = {split: found for split in SPLITS if len(found := labelled(dataset, split))}
     scores: dict[str, Scores] = {}
     failures: dict[int, str] = {}
     with progress(total=sum(map(len, splits.values())), desc="score", unit="image") as bar:
         for split, indices in splits.items():
-            readable, rows, failed = features_of(embedder, backbone, dataset, indices, bar.update)
+            readable, rows, failed = features(indices, bar.update)
             failures |= failed
             if not len(readable):
                 raise DataError(f"None of the {len(indices)} {split} images in {dataset.root} can be read "
@@ -158,13 +168,13 @@ def score(
 @torch.no_grad()
 def features_above(
     model: Classifier, activations: CachedActivations, indices: np.ndarray, tick: Callable[[int], object]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute features of some images from the cached activations of their plain views.
+) -> Features:
+    """Compute features of some images, in float32, from the cached activations of their plain views.
 
     Returns
     -------
-    (n,) int array, (n, D) array
-        Indices of the images that have activations, and their features, in float32.
+    (n,) int array, (n, D) array, dict
+        As `features_of` does.
     """
     model.eval()
     device = model.head.weight.device
@@ -176,23 +186,16 @@ def features_above(
             rows.append(model.features(model.prepared(batch.inputs.to(device))).float().cpu().numpy())
             found.append(batch.indices)
         tick(len(group))
-    return np.concatenate(found), np.concatenate(rows)
+    failures = {index: activations.failures[index] for index in indices.tolist() if index in activations.failures}
+    return np.concatenate(found), np.concatenate(rows), failures
 
 
 def score_above(
-    model: Classifier, activations: CachedActivations, dataset: Dataset, progress: Progress = silent
-) -> dict[str, Scores]:
+    model: Classifier, activations: CachedActivations, weight: np.ndarray, bias: np.ndarray, dataset: Dataset,
+    progress: Progress = silent,
+) -> tuple[dict[str, Scores], dict[int, str]]:
     """Predict every labelled image from its cached activations, in float32; see `score`."""
-    splits = {split: found for split in SPLITS if len(found := labelled(dataset, split))}
-    weight, bias = (tensor.detach().cpu().double().numpy() for tensor in (model.head.weight, model.head.bias))
-    scores: dict[str, Scores] = {}
-    with progress(total=sum(map(len, splits.values())), desc="score", unit="image") as bar:
-        for split, indices in splits.items():
-            readable, rows = features_above(model, activations, indices, bar.update)
-            if not len(readable):
-                raise DataError(f"None of the {len(indices)} {split} images in {dataset.root} can be read.")
-            scores[split] = Scores(readable, softmax(rows.astype(np.float64) @ weight.T + bias))
-    return scores
+    return _scored(partial(features_above, model, activations), weight, bias, dataset, progress)
 
 
 def solve_probe(dataset: Dataset, readable: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

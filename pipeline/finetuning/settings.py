@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from math import ceil, inf
 from typing import Any
 
+from ..backbones import STORAGES
 from ..core.errors import PipelineError, UnknownNameError
 from ..core.registry import Registry
 from ..data.augmentation import AUGMENTATIONS
@@ -23,7 +24,6 @@ SCHEDULES = ("step", "cosine", "one-cycle", "constant")
 SELECTIONS = ("best-on-val", "last")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-STORAGES = ("float16", "float32")
 AUTO = "auto"
 # what may differ between a run and its continuation: none of it decides what is learned
 FREE_TO_CHANGE = ("device", "workers", "checkpoint_minutes", "image_memory", "compile", "tensorboard",

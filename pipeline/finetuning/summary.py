@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..backbones import POOLED, Backbone
 from ..backbones.backbone import find_architecture
 from ..backbones.layers import FeatureNetwork
-from ..backbones.torchvision_models import shapes_only
+from ..backbones.torchvision_models import laid_out
 from ..backbones.weights import Weights
 from ..core.errors import PipelineError
 from .cutting import with_unfreeze
@@ -115,8 +115,7 @@ def summarise(
     architecture = find_architecture(backbone)
     transform = architecture.transform(None)
     settings = with_unfreeze(settings, Backbone(architecture, Weights("none", "none", dict), transform))
-    with shapes_only():
-        network = FeatureNetwork(architecture.skeleton(), layer).to("meta").eval()
+    network = FeatureNetwork(laid_out(architecture), layer, transform.crop)
     image = torch.empty(1, 3, *transform.crop, device="meta")
     with torch.device("meta"), torch.no_grad():
         model = Classifier(network, network(image).shape[1], classes, transform)

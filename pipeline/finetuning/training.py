@@ -158,7 +158,7 @@ def _decoder(
 ) -> Decoder | CachedActivations:  # fmt: skip
     if activations is None:
         return Decoder(dataset, backbone.transform, settings.workers, settings.image_memory)
-    return CachedActivations(FeatureCache.open(activations.path), dataset, settings, device)
+    return CachedActivations(FeatureCache.open(activations.path, spec=activations.spec), dataset, settings, device)
 
 
 def _probe(
@@ -169,7 +169,7 @@ def _probe(
     device, indices = model.head.weight.device, labelled(dataset, "train")
     if isinstance(decoder, CachedActivations):
         with progress(total=len(indices), desc="probe", unit="image") as bar:
-            return solve_probe(dataset, *features_above(model, decoder, indices, bar.update))
+            return solve_probe(dataset, *features_above(model, decoder, indices, bar.update)[:2])
     embedder = Embedder(TorchEngine(backbone, str(device)), workers=settings.workers or None)
     with progress(total=len(indices), desc="probe", unit="image") as bar:
         return solve_probe(dataset, *features_of(embedder, backbone, dataset, indices, bar.update)[:2])
@@ -299,11 +299,10 @@ def _outcome(trainer: Trainer, backbone: Backbone, mix: float | None, progress: 
     weight, bias = (tensor.detach().cpu().numpy().copy() for tensor in (model.head.weight, model.head.bias))
     tuned = with_weights(backbone, state)
     if isinstance(trainer.decoder, CachedActivations):
-        scores = score_above(model, trainer.decoder, trainer.dataset, progress)
-        failures = trainer.decoder.failures
+        scores, failures = score_above(model, trainer.decoder, weight, bias, trainer.dataset, progress)
     else:
         scores, failures = score(tuned, weight, bias, trainer.dataset, str(trainer.device), settings.workers, progress)
-        failures = trainer.decoder.failures | failures
+    failures = trainer.decoder.failures | failures
     return Finetuned(
         backbone=tuned, state=state, weight=weight, bias=bias, history=trainer.history,
         best_epoch=trainer.best_epoch if trainer.selects else trainer.epoch,

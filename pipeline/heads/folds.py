@@ -48,6 +48,11 @@ def stratified_folds(
     return [(np.flatnonzero(numbers != fold), np.flatnonzero(numbers == fold)) for fold in range(folds)]
 
 
+def some_of(rows: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Return ascending rows (n,): all, or a random `most` of them."""
+    return rows if len(rows) <= most else np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+
+
 def out_of_fold_scores(score: Callable[[np.ndarray, np.ndarray], np.ndarray], codes: np.ndarray,
                        seed: int = 0, views: int = 1) -> np.ndarray | None:
     """Score each row by a model trained on the folds that it is not in.

@@ -250,12 +250,12 @@ def _for_layers(cache: FeatureCache, name: str, training: Training) -> tuple[Tra
     if "groups" not in known:
         usual = {"scaling": "standardize"} if known.get("scaling") == "none" else {}
         return replace(training, settings={**training.settings, **usual}), {}
+    from ..heads.folds import some_of
     from ..heads.groups import MOST_ROWS, choose_groups
 
-    rows = cache.indices("train")
-    _require_two_classes(cache, cache.labels[rows])
-    if len(rows) > MOST_ROWS:
-        rows = np.sort(np.random.default_rng(training.seed).permutation(rows)[:MOST_ROWS])
+    train = cache.indices("train")
+    _require_two_classes(cache, cache.labels[train])
+    rows = some_of(train, MOST_ROWS, training.seed)
     names = [one["layer"] for one in groups]
     chosen, report = choose_groups(
         cache.read_rows(rows, view=0), cache.labels[rows], names, [one["columns"] for one in groups],

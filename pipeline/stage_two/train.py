@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..backbones import DEFAULT, Backbone
-from ..core.errors import CacheError, PipelineError, UnknownNameError
+from ..core.errors import CacheError, PipelineError, check_keywords
 from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, on_disk
 from ..data.augmentation import Views
@@ -108,10 +107,7 @@ def _known_settings(given: Mapping[str, Any], heads: Sequence[str], function: Ca
     from ..heads import HEADS
 
     known = {setting for head in heads for setting in HEADS[head].settings}
-    for name in given:
-        if name not in known:
-            also = [one for one in inspect.signature(function).parameters if one != "more"]
-            raise UnknownNameError(f"setting of {' or '.join(heads)}", name, [*sorted(known), *also])
+    check_keywords(f"setting of {' or '.join(heads)}", given, sorted(known), function)
     return given
 
 

@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from finetuning_support import one_thread, same, small_backbone, small_photos  # noqa: F401
+from finetuning_support import Killed, bar_that, kill, one_thread, same, small_backbone, small_photos  # noqa: F401
 from PIL import Image
 
 import pipeline
 from pipeline.backbones import resolve
 from pipeline.backbones.cuts import Flow
 from pipeline.core.errors import PipelineError
-from pipeline.core.progress import SilentBar
 from pipeline.finetuning import FinetuneSettings
 from pipeline.finetuning.activations import CachedActivations
 from pipeline.finetuning.batches import epoch_order, grouped
@@ -29,26 +28,6 @@ NETWORKS = {
 }
 ABOVE = {"partial": {}, "discriminative": {}, "gradual": {"epochs": 3}, "lp-ft": {}, "interpolate": {},
          "head-only": {"unfreeze": ""}}
-
-
-class Killed(BaseException):
-    """As sudden as a power cut: nothing catches it."""
-
-
-class DeadlyBar(SilentBar):
-    """A progress bar that dies after so many updates."""
-
-    def __init__(self, left: int):
-        self.left = left
-
-    def update(self, n: int = 1) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-
-
-def dying(what: str, after: int):
-    return lambda total=None, desc="", unit="": DeadlyBar(after) if desc == what else SilentBar()
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +164,7 @@ def test_what_is_read_in_runs_goes_on_to_the_same_weights_in_whatever_memory(pho
     monkeypatch.setattr("pipeline.finetuning.activations.LEAST_BYTES", 4 * 768)
     whole = tensors_of(tune("whole", 0.0))
     with pytest.raises(Killed):
-        tune("cut", 0.0, progress=dying("finetune", 4))
+        tune("cut", 0.0, progress=bar_that(4, kill))
     assert same(tensors_of(tune("cut", 0.25, resume=True)), whole)
     assert not same(tensors_of(tune("all", 0.25)), whole)  # or the order would not have mattered
 
@@ -199,7 +178,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_weights(what, after, photos, tmp
 
     whole = tensors_of(tune("whole"))
     with pytest.raises(Killed):
-        tune("cut", progress=dying(what, after))
+        tune("cut", progress=bar_that(after, kill, what))
     assert same(tensors_of(tune("cut", resume=True)), whole)
 
 
@@ -261,11 +240,10 @@ def test_what_overflows_half_precision_is_refused_with_the_way_out(photos, monke
                                        ("vit_b_16", "encoder.layers.encoder_layer_3"), ("swin_t", "features.2")])
 def test_cuts_leave_one_value_between_what_is_below_and_above(name, cut):
     from pipeline.backbones.backbone import find_architecture
-    from pipeline.backbones.torchvision_models import shapes_only
+    from pipeline.backbones.torchvision_models import laid_out
 
-    with shapes_only():
-        network = find_architecture(name).skeleton()
-    flow = Flow(network.to("meta").eval(), (224, 224))
+    network = laid_out(find_architecture(name))
+    flow = Flow(network, (224, 224))
     cuts = flow.cuts
     assert cut in cuts
     assert not any("denselayer" in layer or "conv2" in layer for layer in cuts)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuning_support import one_thread, same, small_backbone, small_photos  # noqa: F401
+from finetuning_support import Killed, bar_that, kill, one_thread, same, small_backbone, small_photos  # noqa: F401
 
 from pipeline.backbones.efficientnet_lite import EfficientNetLite
 from pipeline.core.errors import PipelineError, RunError
-from pipeline.core.progress import SilentBar
 from pipeline.finetuning import FinetuneSettings, train
 from pipeline.finetuning.checkpoints import Checkpoints
 from pipeline.store.disk import Disk
@@ -26,31 +25,6 @@ WHOLE = FinetuneSettings(epochs=3, batch_size=6, lr=0.01, precision="float32", e
                          optimizer="adamw", checkpoint_minutes=0)
 SETTINGS = replace(WHOLE, strategy="partial", unfreeze="last-1")
 SELDOM_SAVED = replace(SETTINGS, checkpoint_minutes=60)
-
-
-class Killed(BaseException):
-    """As sudden as a power cut: nothing catches it."""
-
-
-class DeadlyBar(SilentBar):
-    """A progress bar that does something after so many steps."""
-
-    def __init__(self, steps: int, action):
-        self.left, self.action = steps, action
-
-    def update(self, n: int = 1) -> None:
-        self.left -= n > 0
-        if self.left == 0:
-            self.action()
-
-
-def bar_that(steps: int, action):
-    bars = {"finetune": DeadlyBar(steps, action)}
-    return lambda total=None, desc="", unit="": bars.get(desc, SilentBar())
-
-
-def kill():
-    raise Killed
 
 
 @pytest.fixture(scope="module")

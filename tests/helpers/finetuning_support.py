@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.backbones import Backbone, resolve
+from pipeline.core.progress import SilentBar
 from pipeline.data import Dataset, Transform, load_dataset
 
 COUNTS = {"train": 9, "val": 4, "test": 3}  # images a class
@@ -48,3 +49,29 @@ def small_backbone() -> Backbone:
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Tell whether two state dicts are equal bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Killed(BaseException):
+    """As sudden as a power cut: nothing catches it."""
+
+
+class DeadlyBar(SilentBar):
+    """A progress bar that does something after so many steps."""
+
+    def __init__(self, steps: int, action):
+        self.left, self.action = steps, action
+
+    def update(self, n: int = 1) -> None:
+        self.left -= n > 0
+        if self.left == 0:
+            self.action()
+
+
+def bar_that(steps: int, action, of: str = "finetune"):
+    """Return bars of which one does something after so many steps."""
+    bars = {of: DeadlyBar(steps, action)}
+    return lambda total=None, desc="", unit="": bars.get(desc, SilentBar())
+
+
+def kill():
+    raise Killed
