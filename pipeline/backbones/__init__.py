@@ -21,7 +21,7 @@ from .backbone import (
     names,
     resolve,
 )
-from .layer_names import POOLED, STAGES, several
+from .layer_names import POOLED, several
 from .name_cache import resolve_again
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "NETWORK_FILE",
     "POOLED",
     "PRECISIONS",
-    "STAGES",
     "STORAGES",
     "Backbone",
     "JoinedBackbone",

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..backbones import DEFAULT, POOLED, Backbone
+from ..backbones import DEFAULT, POOLED, STORAGES, Backbone
 from ..backbones.cuts import Flow
-from ..core.errors import CacheError, PipelineError
+from ..core.errors import CacheError, PipelineError, UnknownNameError
 from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
@@ -160,6 +160,8 @@ def survey_layers(
     plain = backbone_of(backbone).plain
     if plain.layer != POOLED:
         raise PipelineError(f"All layers are looked at: leave --layer {plain.layer} out.")
+    if storage not in STORAGES:
+        raise UnknownNameError("storage", storage, STORAGES)
     places = cut_places(plain)
     layers = "+".join([*(f"{place.layer}:meanmax" for place in places[:-1]), POOLED])
     done = extract(data, replace(plain, layer=layers), val_fraction=val_fraction, limits=limits, cache_dir=cache_dir,

@@ -96,3 +96,5 @@ def test_what_cannot_be_surveyed_is_said(folder):
 
     with pytest.raises(PipelineError, match="leave --layer"):
         survey_layers(str(folder / "photos"), replace(small_backbone(), layer="blocks.3"), cache_dir=folder / "cache")
+    with pytest.raises(PipelineError, match=r"Unknown storage 'float61'\. Did you mean 'float16'"):
+        survey_layers(str(folder / "photos"), small_backbone(), cache_dir=folder / "cache", storage="float61")
