@@ -100,13 +100,9 @@ def _text(value: Any) -> str:
 
 def _table(rows: Iterable[Row], place: Path, name: str = "images") -> str:
     """Write a table, named by its content."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for path, label, split in rows:
-        # of an archive's member, too, the path begins where the archive is
-        writer.writerow((path if "://" in path else os.path.abspath(path), label, split))  # noqa: PTH100
-    content = text.getvalue().encode("utf-8", "surrogateescape")
+    # of an archive's member, too, the path begins where the archive is
+    content = _csv((path if "://" in path else os.path.abspath(path), label, split)  # noqa: PTH100
+                   for path, label, split in rows)
     file = place / f"{safe_name(name)}-{_digest(content)}.csv"
     if not file.is_file():
         place.mkdir(parents=True, exist_ok=True)
@@ -114,6 +110,12 @@ def _table(rows: Iterable[Row], place: Path, name: str = "images") -> str:
         fresh.write_bytes(content)
         fresh.replace(file)
     return str(file)
+
+
+def _csv(rows: Iterable[Row]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([tuple(COLUMNS), *rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _pictures(data: Sequence[Any], place: Path) -> str:
@@ -134,8 +136,7 @@ def _pictures(data: Sequence[Any], place: Path) -> str:
     def write(fresh: Path) -> None:
         for name, pixels in zip(names, arrays, strict=True):
             Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(fresh / name)
-        with (fresh / table).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([tuple(COLUMNS), *rows])
+        (fresh / table).write_bytes(_csv(rows))
 
     _put(folder, write)
     return str(folder / table)
@@ -161,8 +162,7 @@ def _saved(data: Any, place: Path) -> str:
                     path = f"{len(rows):07d}{Path(path).suffix or '.img'}"
                     (fresh / path).write_bytes(found["bytes"])
                 rows.append((path, names[of] if of is not None and of >= 0 else "", split))
-        with (fresh / table).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([tuple(COLUMNS), *rows])
+        (fresh / table).write_bytes(_csv(rows))
 
     _put(folder, write)
     return str(folder / table)
