@@ -164,8 +164,9 @@ def finetune(options: argparse.Namespace) -> None:
     note_builtin(options)
     fields = {field.name for field in dataclasses.fields(FinetuneSettings)}
     given = {name: value for name, value in vars(options).items() if name in fields and value is not None}
+    settings = FinetuneSettings.of(options.preset, **given)
     run = finetune(
-        options.data, backbone_of(options, precision="float32"), FinetuneSettings(**given), name=options.name,
+        options.data, backbone_of(options, precision="float32"), settings, name=options.name,
         overwrite=options.overwrite, resume=options.resume, val_fraction=options.val_fraction,
         limits=limits_of(options), cache_dir=options.cache_dir, dataset_name=options.dataset_name,
         runs_dir=options.runs_dir, progress=progress_bars(),

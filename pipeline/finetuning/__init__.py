@@ -1,6 +1,7 @@
 """Fine-tuning: retraining the whole network, to compare with heads on cached features.
 
-`STRATEGIES` and `FinetuneSettings` are there at once; `train`, which needs torch, is imported when it is first used.
+`PRESETS`, `STRATEGIES` and `FinetuneSettings` are there at once; `train`, which needs torch, is imported when it is
+first used.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..core.registry import lazy_names
-from .settings import STRATEGIES, FinetuneSettings, Strategy
+from .settings import PRESETS, STRATEGIES, FinetuneSettings, Strategy
 
 if TYPE_CHECKING:
     from .result import Finetuned, Scores
@@ -21,6 +22,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "PRESETS",
     "STRATEGIES",
     "FinetuneSettings",
     "Finetuned",

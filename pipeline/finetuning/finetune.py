@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
-from ..core.errors import CacheError, check_keywords
+from ..core.errors import CacheError, PipelineError, check_keywords
 from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
@@ -42,6 +42,7 @@ def finetune(
     backbone: str | Backbone = DEFAULT,
     settings: FinetuneSettings | None = None,
     *,
+    preset: str | None = None,
     name: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -63,6 +64,8 @@ def finetune(
     backbone : str or Backbone
     settings : FinetuneSettings, optional
         Strategy, epochs, optimiser and so on; by default the tutorial's. Each can be given as it is, too: ``epochs=5``.
+    preset : str, optional
+        A name in `PRESETS`, instead of `settings`.
     name : str, optional
         Of the run; by default from data set, backbone and strategy. Where there is one of that name and other settings,
         a number is put behind it.
@@ -93,7 +96,9 @@ def finetune(
     data = on_disk(data, cache_dir)
     progress = shown(progress)
     check_keywords("setting of finetune", more, [field.name for field in fields(FinetuneSettings)], finetune)
-    settings = replace(settings or FinetuneSettings(), **more)
+    if settings and preset:
+        raise PipelineError("Give settings or a preset, not both.")
+    settings = replace(settings, **more) if settings else FinetuneSettings.of(preset or "tutorial", **more)
     network = backbone_of(backbone).plain
     if settings.unfreeze == AUTO:
         from .cutting import with_unfreeze

@@ -128,9 +128,20 @@ STRATEGIES["gradual"] = Strategy("one more block unfrozen each epoch, from the t
 STRATEGIES["head-only"] = Strategy("the backbone frozen, but run for every image in every epoch", _head_only)
 STRATEGIES["scratch"] = Strategy("all weights, from random ones: what pretraining is worth", _whole, random=True)
 STRATEGIES["lp-ft"] = Strategy("all weights, the head starting from the solved linear probe", _whole, probe=True)
+STRATEGIES["lp-discriminative"] = Strategy(
+    "as lp-ft, the backbone at a smaller rate: head first, then all", _discriminative, probe=True
+)
 STRATEGIES["interpolate"] = Strategy(
     "as lp-ft, then the mix of the weights before and after that is best on val", _whole, probe=True, interpolate=True
 )
+
+PRESETS: Registry[dict[str, Any]] = Registry("preset")
+"""Settings that go together, by name; what is given besides replaces them."""
+PRESETS["tutorial"] = {}  # the defaults of `FinetuneSettings`
+PRESETS["one-cycle"] = {
+    "strategy": "lp-discriminative", "backbone_rate": 0.3, "layer_decay": 0.9, "epochs": 3, "batch_size": 32,
+    "optimizer": "adamw", "lr": 0.002, "weight_decay": 0.01, "schedule": "one-cycle",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,9 +164,9 @@ class FinetuneSettings:
     storage : {'float16', 'float32'}
         Of `cached`: how activations are kept.
     backbone_rate : float
-        Of `discriminative`: the backbone's learning rate as a factor of the head's.
+        Of `discriminative` and `lp-discriminative`: the backbone's learning rate as a factor of the head's.
     layer_decay : float
-        Of `discriminative`: each block's rate as a factor of the next one's.
+        Of these two: each block's rate as a factor of the next one's.
     epochs : int
         Passes over the training images.
     batch_size : int
@@ -288,6 +299,17 @@ class FinetuneSettings:
         self._check_cached()
         if self.ema == 1:
             raise PipelineError("ema is 1: the average would never move. Use a decay below 1, such as 0.999.")
+
+    @classmethod
+    def of(cls, preset: str = "tutorial", **given: Any) -> FinetuneSettings:
+        """Return a preset's settings, with those replaced that are given.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such preset.
+        """
+        return cls(**{**PRESETS[preset], **given})
 
     def _check_cached(self) -> None:
         """Refuse what cached views cannot give, and say what they do."""

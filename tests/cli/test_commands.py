@@ -255,6 +255,7 @@ def test_bad_input_is_one_clear_line(tiles, warm):
         (["train-head", "--features", junk], "junk.safetensors"),
         (["train-head", "--data", tiles, "--set", "C"], "NAME=VALUE"),
         (["finetune", "--data", tiles, "--strategy", "hole"], "Did you mean 'whole'"),
+        (["finetune", "--data", tiles, "--preset", "one-cicle"], "Did you mean 'one-cycle'"),
         (["finetune", "--data", tiles, "--epochs", "0"], "epochs"),
         (["predict", tiles, "--run", "nobody"], "nobody"),
         (["predict", "/no/such.jpg"], "No runs"),

@@ -7,7 +7,7 @@ import pytest
 from finetuning_support import one_thread, small_photos  # noqa: F401
 
 import pipeline
-from pipeline.core.errors import UnknownNameError
+from pipeline.core.errors import PipelineError, UnknownNameError
 
 pytest.importorskip("pandas")
 
@@ -46,6 +46,17 @@ def test_a_mistyped_keyword_is_named(common, wrong, said):
 def test_finetune_takes_its_settings_as_keywords(common):
     run = pipeline.finetune("photos[:8]", epochs=1, strategy="head-only", cached=True, batch_size=4)
     assert run.metrics["asked"]["finetune"]["epochs"] == 1 and run.metrics["strategy"] == "head-only"
+
+
+def test_finetune_takes_a_preset_and_what_is_given_replaces_its_settings(common):
+    run = pipeline.finetune("photos[:8]", preset="one-cycle", epochs=1, batch_size=4)
+    asked = run.metrics["asked"]["finetune"]
+    assert run.metrics["strategy"] == "lp-discriminative" and asked["optimizer"] == "adamw"
+    assert (asked["epochs"], asked["batch_size"]) == (1, 4)
+    with pytest.raises(UnknownNameError, match="Did you mean 'one-cycle'"):
+        pipeline.finetune("photos[:8]", preset="onecycle")
+    with pytest.raises(PipelineError, match="not both"):
+        pipeline.finetune("photos[:8]", settings=pipeline.FinetuneSettings(), preset="one-cycle")
 
 
 def test_true_shows_bars(common, capsys):
