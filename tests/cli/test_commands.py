@@ -193,7 +193,8 @@ def test_a_picture_gets_the_same_answer_however_it_comes(tiles, warm):
     classifier = ImageClassifier.load("run")
     answers = [classifier.predict([form])[0].probabilities
                for form in (path, str(path), path.read_bytes(), image, np.asarray(image))]
-    assert all(answer == answers[0] for answer in answers)
+    # to rounding: after some single images OpenVINO compiles the network for one, which on AVX2 sums in another order
+    assert all(answer == pytest.approx(answers[0], abs=1e-6) for answer in answers)
     batch = classifier.predict([path, tiles / "val" / "flower" / "00.png"])
     assert batch[0].prob == pytest.approx(answers[0][batch[0].label], abs=1e-6)
 
