@@ -107,7 +107,9 @@ def rename(state: State, new_name: Callable[[str], str | None]) -> State:
 
 
 def load_into(network: torch.nn.Module, state: State, what: str) -> None:
-    """Load `state` into `network`, which must fit it exactly.
+    """Load `state` into `network`, which must fit it exactly, but for BatchNorm's counters of batches.
+
+    PyTorch before 0.4.1 did not save those, and no forward pass of a frozen network reads them.
 
     Raises
     ------
@@ -123,6 +125,7 @@ def load_into(network: torch.nn.Module, state: State, what: str) -> None:
     except (RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         raise WeightsError(f"{what}: another architecture's weights ({first(lines) or one_line(error)}).") from error
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or left_over:
         parts = [f"missing {first(missing)}"] if missing else []
         parts += [f"unexpected {first(left_over)}"] if left_over else []

@@ -287,6 +287,25 @@ def test_another_architectures_weights_are_refused(tmp_path):
         resolve("resnet34", weights=path).network()
 
 
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_weights_from_before_batches_were_counted_give_the_same_rows(ending, tmp_path):
+    """PyTorch before 0.4.1 saved no `num_batches_tracked`."""
+    now = skeleton("resnet18").state_dict()
+    old = {name: value for name, value in now.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(now)
+    for name, state in (("now", now), ("old", old)):
+        path = str(tmp_path / f"{name}{ending}")
+        save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), np.uint8)
+    rows = [TorchEngine(resolve("resnet18", weights=tmp_path / f"{name}{ending}"), "cpu")(pixels)
+            for name in ("now", "old")]
+    np.testing.assert_array_equal(*rows)
+    del old["bn1.running_mean"]
+    save_file(old, tmp_path / "less.safetensors")
+    with pytest.raises(WeightsError, match=r"missing bn1\.running_mean"):
+        resolve("resnet18", weights=tmp_path / "less.safetensors").network()
+
+
 class _Trap:
     def __reduce__(self):
         return exec, ("raise SystemExit('code ran')",)
