@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backbones import DEFAULT, NETWORK_FILE, Backbone, description
-from ..core.errors import CacheError, PipelineError, check_keywords
+from ..core.errors import CacheError, PipelineError, RunError, check_keywords
 from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
@@ -72,7 +72,7 @@ def finetune(
     overwrite : bool
         Replace that one instead.
     resume : bool
-        Go on from the run's last checkpoint.
+        Go on from the run's last checkpoint; a run that is finished is returned as it is.
     log : callable
         Takes a line an epoch; by default it is logged.
 
@@ -91,7 +91,7 @@ def finetune(
         For whatever else the user can mend.
     """
     from .settings import AUTO, STRATEGIES, FinetuneSettings
-    from .training import train
+    from .training import images_digest, train
 
     data = on_disk(data, cache_dir)
     progress = shown(progress)
@@ -113,6 +113,9 @@ def finetune(
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
     claim = claimed(usual, asked, overwrite) if first else nullcontext(place_for(usual, asked, overwrite))
     with claim as place:
+        if resume and (finished := _finished(place.path, usual, images_digest(dataset))):
+            log(f"{finished.name} is finished, with these very settings: nothing to go on with")
+            return finished if first else None
         probe, activations, extract_seconds = None, None, 0.0
         if settings.cached:
             origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(limits)}
@@ -129,6 +132,27 @@ def finetune(
         origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
         return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked,
                               activations)
+
+
+def _finished(place: Path, usual: Path, images: str) -> Run | None:
+    """Return the run that is to be gone on with if it is finished already; None where there is training left to do.
+
+    Raises
+    ------
+    RunError
+        If the run of that name is finished, but with other settings or images.
+    """
+    from .checkpoints import Checkpoints
+
+    if Checkpoints(place).records() or not (usual / "metrics.json").is_file():
+        return None
+    if (place / "metrics.json").is_file():
+        run = Run.open(place.name, place.parent)
+        if run.metrics.get("trained_on", images) == images:
+            return run
+    what = "was trained on other images or labels" if place == usual else "has other settings"
+    raise RunError(f"Cannot continue {usual}: it is finished and {what}. Leave --resume out to train "
+                   "with these, or give the same ones.")
 
 
 def _activations(
@@ -188,6 +212,8 @@ def save_finetuned(
 ) -> Run:  # fmt: skip
     from safetensors.torch import save_file
 
+    from .training import images_digest
+
     scored = [(split, scores) for split, scores in result.scores.items()]
     indices = np.concatenate([scores.indices for _, scores in scored])
     scores = np.concatenate([scores.probabilities for _, scores in scored])
@@ -207,6 +233,7 @@ def save_finetuned(
         "best_epoch": result.best_epoch,
         "asked": asked,
         "told": settings.told,
+        "trained_on": images_digest(dataset),
         **({"activations": activations.spec.sha256} if activations else {}),
         **({"mix": result.mix} if result.mix is not None else {}),
         **({"notes": [PROBE_WON]} if _probe_won(result) else {}),

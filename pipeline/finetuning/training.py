@@ -199,12 +199,17 @@ def _torch_state(settings: FinetuneSettings) -> Iterator[None]:
             torch.use_deterministic_algorithms(deterministic)
 
 
-def training_plan(dataset: Dataset, backbone: Backbone, settings: FinetuneSettings) -> dict[str, Any]:
-    """Return what must be the same for a checkpoint to be continued."""
+def images_digest(dataset: Dataset) -> str:
+    """Return the SHA-256 of what is trained on: the images' contents, labels and splits, in their order."""
     content = hashlib.sha256(dataset.digests.tobytes())
     content.update(dataset.labels.tobytes())
     content.update(json.dumps(dataset.splits.tolist()).encode())
-    return {**settings.deciding, "images": content.hexdigest(), "classes": list(dataset.classes),
+    return content.hexdigest()
+
+
+def training_plan(dataset: Dataset, backbone: Backbone, settings: FinetuneSettings) -> dict[str, Any]:
+    """Return what must be the same for a checkpoint to be continued."""
+    return {**settings.deciding, "images": images_digest(dataset), "classes": list(dataset.classes),
             "backbone": backbone.spec.sha256}
 
 
