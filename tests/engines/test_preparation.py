@@ -107,8 +107,9 @@ def test_the_default_backbone_is_fused_throughout_and_computes_the_same(precisio
     backbone = resolve()
     plain, fused = (PreparedNetwork(backbone, getattr(torch, precision)) for _ in range(2))
     convolutions = sum(isinstance(module, nn.Conv2d) for module in plain.modules())
-    assert fuse(fused, backbone.transform.crop) == convolutions == 49
-    assert not any(type(module) in ACTIVATIONS for module in fused.modules())
+    able = precision == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not with AVX2 alone
+    assert convolutions == 49 and fuse(fused, backbone.transform.crop) == (49 if able else 0)
+    assert any(type(module) in ACTIVATIONS for module in fused.modules()) != able
     pixels = torch.randint(0, 256, (3, *backbone.transform.crop, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected, found = plain(pixels), fused(pixels)
