@@ -191,10 +191,11 @@ def test_a_picture_gets_the_same_answer_however_it_comes(tiles, warm):
     path = tiles / "val" / "china" / "00.png"
     image = Image.open(path)
     classifier = ImageClassifier.load("run")
+    for _ in range(4):  # until OpenVINO has compiled the network for one image, which on AVX2 sums in another order
+        classifier.predict([path])
     answers = [classifier.predict([form])[0].probabilities
                for form in (path, str(path), path.read_bytes(), image, np.asarray(image))]
-    # to rounding: after some single images OpenVINO compiles the network for one, which on AVX2 sums in another order
-    assert all(answer == pytest.approx(answers[0], abs=1e-6) for answer in answers)
+    assert all(answer == answers[0] for answer in answers)
     batch = classifier.predict([path, tiles / "val" / "flower" / "00.png"])
     assert batch[0].prob == pytest.approx(answers[0][batch[0].label], abs=1e-6)
 

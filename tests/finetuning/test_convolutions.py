@@ -43,8 +43,9 @@ def test_scores_and_gradients_are_those_of_torch_in_float32_on_the_same_numbers(
     torch.testing.assert_close(found.float(), expected, atol=0.02 if lower else 1e-5, rtol=0.02 if lower else 1e-5)
     for ours, theirs in zip(torch.autograd.grad(found, variables, gradient.to(precision)), reference, strict=True):
         assert ours.dtype == theirs.dtype
-        # as a whole: how far a single sum is off depends on the order in which this processor adds
         assert (ours - theirs).norm() <= (0.01 if lower else 1e-5) * theirs.norm()
+        if not lower or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # with AVX2 alone single sums are further off
+            torch.testing.assert_close(ours, theirs, atol=0.1 if lower else 1e-4, rtol=0.02 if lower else 1e-4)
 
 
 def test_depthwise_and_pointwise_ones_take_another_way_however_they_are_called_and_no_others():

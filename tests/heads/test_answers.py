@@ -229,13 +229,14 @@ def test_svm_rbf_is_scikit_learns(classes):
     head = make_head("svm-rbf", C=3.0, scaling="none").fit(Z[::2], y[::2])
     reference = SVC(C=3.0, break_ties=True).fit(Z[::2], y[::2])
     expected, scores = reference.decision_function(Z), head.scores(Z)
-    # the kernel is made by matrix products, and both solvers stop near the optimum: where one of two classes leads by
-    # less than scikit-learn's own distance from it, that vote may go to either
+    # the kernel is made by matrix products, and both solvers stop near the optimum: of several classes, where one of a
+    # pair leads by less than scikit-learn's own distance from it, that one vote may go to either
     pairs, exact = (SVC(C=3.0, decision_function_shape="ovo", tol=tol).fit(Z[::2], y[::2]).decision_function(Z)
                     .reshape(len(Z), -1) for tol in (1e-3, 1e-6))
-    sure = (abs(pairs) > abs(pairs - exact).max()).all(axis=1)
-    assert sure.mean() > 0.95
-    np.testing.assert_allclose((scores[:, 1] if classes == 2 else scores)[sure], expected[sure], atol=1e-3)
+    tied = (abs(pairs) <= abs(pairs - exact).max()).sum(axis=1)
+    assert (tied > 0).mean() < 0.05
+    off = abs((scores[:, 1] if classes == 2 else scores) - expected)
+    assert (off.T - (tied if classes > 2 else 0) <= 1e-3).all()
     np.testing.assert_array_equal(head.predict(Z), reference.predict(Z))
 
 
