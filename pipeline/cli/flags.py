@@ -289,11 +289,11 @@ def described(settings: type) -> dict[str, str]:
 def add_finetune_settings(parser: Parser) -> None:
     """One flag a field of `FinetuneSettings`, with its default."""
     from ..data.augmentation import AUGMENTATIONS
-    from ..finetuning import PRESETS, STRATEGIES, FinetuneSettings
+    from ..finetuning import DEFAULT_PRESET, PRESETS, STRATEGIES, FinetuneSettings
 
-    parser.add_argument("--preset", metavar="NAME", default="tutorial",
+    parser.add_argument("--preset", metavar="NAME", default=DEFAULT_PRESET,
                         help=f"{', '.join(PRESETS)}: settings that go together; other flags replace them "
-                             "(default: tutorial)")
+                             f"(default: {DEFAULT_PRESET})")
     short, about = {"batch_size": ["-b"], "workers": ["-j"]}, described(FinetuneSettings)
     for field in dataclasses.fields(FinetuneSettings):
         flags = [*short.get(field.name, []), f"--{field.name.replace('_', '-')}"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..core.registry import lazy_names
-from .settings import PRESETS, STRATEGIES, FinetuneSettings, Strategy
+from .settings import DEFAULT_PRESET, PRESETS, STRATEGIES, FinetuneSettings, Strategy
 
 if TYPE_CHECKING:
     from .result import Finetuned, Scores
@@ -22,6 +22,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DEFAULT_PRESET",
     "PRESETS",
     "STRATEGIES",
     "FinetuneSettings",

@@ -65,7 +65,7 @@ def finetune(
     settings : FinetuneSettings, optional
         Strategy, epochs, optimiser and so on; by default the tutorial's. Each can be given as it is, too: ``epochs=5``.
     preset : str, optional
-        A name in `PRESETS`, instead of `settings`.
+        A name in `pipeline.finetuning.PRESETS`, instead of `settings`.
     name : str, optional
         Of the run; by default from data set, backbone and strategy. Where there is one of that name and other settings,
         a number is put behind it.
@@ -90,15 +90,15 @@ def finetune(
     PipelineError
         For whatever else the user can mend.
     """
-    from .settings import AUTO, STRATEGIES, FinetuneSettings
-    from .training import images_digest, train
+    from .settings import AUTO, DEFAULT_PRESET, STRATEGIES, FinetuneSettings
+    from .training import train, training_plan
 
     data = on_disk(data, cache_dir)
     progress = shown(progress)
     check_keywords("setting of finetune", more, [field.name for field in fields(FinetuneSettings)], finetune)
     if settings and preset:
         raise PipelineError("Give settings or a preset, not both.")
-    settings = replace(settings, **more) if settings else FinetuneSettings.of(preset or "tutorial", **more)
+    settings = replace(settings, **more) if settings else FinetuneSettings.of(preset or DEFAULT_PRESET, **more)
     network = backbone_of(backbone).plain
     if settings.unfreeze == AUTO:
         from .cutting import with_unfreeze
@@ -113,7 +113,7 @@ def finetune(
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
     claim = claimed(usual, asked, overwrite) if first else nullcontext(place_for(usual, asked, overwrite))
     with claim as place:
-        if resume and (finished := _finished(place.path, usual, images_digest(dataset))):
+        if resume and (finished := _finished(place.path, usual, training_plan(dataset, network, settings))):
             log(f"{finished.name} is finished, with these very settings: nothing to go on with")
             return finished if first else None
         probe, activations, extract_seconds = None, None, 0.0
@@ -134,25 +134,28 @@ def finetune(
                               activations)
 
 
-def _finished(place: Path, usual: Path, images: str) -> Run | None:
+def _finished(place: Path, usual: Path, plan: Mapping[str, Any]) -> Run | None:
     """Return the run that is to be gone on with if it is finished already; None where there is training left to do.
 
     Raises
     ------
     RunError
-        If the run of that name is finished, but with other settings or images.
+        If it is finished, but was made by another plan.
     """
     from .checkpoints import Checkpoints
+    from .training import check_plan
 
-    if Checkpoints(place).records() or not (usual / "metrics.json").is_file():
+    found = place if (place / "metrics.json").is_file() else usual
+    if Checkpoints(place).records() or not (found / "metrics.json").is_file():
         return None
-    if (place / "metrics.json").is_file():
-        run = Run.open(place.name, place.parent)
-        if run.metrics.get("trained_on", images) == images:
-            return run
-    what = "was trained on other images or labels" if place == usual else "has other settings"
-    raise RunError(f"Cannot continue {usual}: it is finished and {what}. Leave --resume out to train "
-                   "with these, or give the same ones.")
+    run = Run.open(found.name, found.parent)
+    asked = run.metrics.get("asked", {})
+    if "finetune" not in asked:
+        raise RunError(f"Cannot continue {found}: it was not made by this command. Use another --name.")
+    images = run.metrics.get("trained_on", plan["images"])  # older runs do not tell
+    check_plan({**asked["finetune"], "images": images, "classes": run.metrics["classes"],
+                "backbone": asked["features"]}, plan, found)
+    return run
 
 
 def _activations(

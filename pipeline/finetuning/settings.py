@@ -135,9 +135,10 @@ STRATEGIES["interpolate"] = Strategy(
     "as lp-ft, then the mix of the weights before and after that is best on val", _whole, probe=True, interpolate=True
 )
 
+DEFAULT_PRESET = "tutorial"
 PRESETS: Registry[dict[str, Any]] = Registry("preset")
 """Settings that go together, by name; what is given besides replaces them."""
-PRESETS["tutorial"] = {}  # the defaults of `FinetuneSettings`
+PRESETS[DEFAULT_PRESET] = {}  # the defaults of `FinetuneSettings`
 PRESETS["one-cycle"] = {
     "strategy": "lp-discriminative", "backbone_rate": 0.3, "layer_decay": 0.9, "epochs": 3, "batch_size": 32,
     "optimizer": "adamw", "lr": 0.002, "weight_decay": 0.01, "schedule": "one-cycle",
@@ -301,7 +302,7 @@ class FinetuneSettings:
             raise PipelineError("ema is 1: the average would never move. Use a decay below 1, such as 0.999.")
 
     @classmethod
-    def of(cls, preset: str = "tutorial", **given: Any) -> FinetuneSettings:
+    def of(cls, preset: str = DEFAULT_PRESET, **given: Any) -> FinetuneSettings:
         """Return a preset's settings, with those replaced that are given.
 
         Raises

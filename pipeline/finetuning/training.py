@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +213,21 @@ def training_plan(dataset: Dataset, backbone: Backbone, settings: FinetuneSettin
             "backbone": backbone.spec.sha256}
 
 
+def check_plan(was: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Refuse to go on with what was made by another `training_plan`.
+
+    Raises
+    ------
+    RunError
+        Naming what differs.
+    """
+    changed = [name for name in now if was.get(name) != now[name]]
+    if changed:
+        what = ", ".join(f"{name} {was.get(name)!r}, now {now[name]!r}" for name in changed)
+        raise RunError(f"Cannot continue {where}: it was made with {what}. Use the same settings and data, "
+                       "or start anew under another --name.")
+
+
 def _continue(trainer: Trainer, checkpoints: Checkpoints, plan: dict[str, Any], log: Callable[[str], object]) -> None:
     found = checkpoints.newest()
     if found is None:
@@ -221,11 +236,7 @@ def _continue(trainer: Trainer, checkpoints: Checkpoints, plan: dict[str, Any], 
     tensors, record, remarks = found
     for remark in remarks:
         log(f"{remark} Using the one before it.")
-    changed = [name for name in plan if record["plan"].get(name) != plan[name]]
-    if changed:
-        was = ", ".join(f"{name} {record['plan'].get(name)!r}, now {plan[name]!r}" for name in changed)
-        raise RunError(f"Cannot continue {checkpoints.folder}: it was made with {was}. Use the same settings and data, "
-                       "or start anew under another --name.")
+    check_plan(record["plan"], plan, checkpoints.folder)
     restore(trainer, tensors, record)
     log(f"continuing after epoch {trainer.epoch}" + (f", step {trainer.step}" if trainer.step else ""))
 

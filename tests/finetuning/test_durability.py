@@ -15,6 +15,7 @@ import pytest
 import torch
 from finetuning_support import Killed, bar_that, kill, one_thread, same, small_backbone, small_photos  # noqa: F401
 
+import pipeline
 from pipeline.backbones.efficientnet_lite import EfficientNetLite
 from pipeline.core.errors import PipelineError, RunError
 from pipeline.finetuning import FinetuneSettings, train
@@ -108,6 +109,31 @@ def test_a_finished_training_resumes_without_another_step(tmp_path, dataset, bac
     train(dataset, backbone, SETTINGS, run_folder=tmp_path)
     assert equal(train(dataset, backbone, SETTINGS, run_folder=tmp_path, resume=True, progress=bar_that(1, kill)),
                  uninterrupted)
+
+
+def test_a_finished_run_is_not_trained_again_and_other_settings_or_data_do_not_continue_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_photos(tmp_path)
+    asked = {"strategy": "head-only", "epochs": 1, "batch_size": 4, "name": "r"}
+    run, said = pipeline.finetune("photos", **asked), []
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.path.iterdir()}
+    assert pipeline.finetune("photos", **asked, resume=True, log=said.append).path == run.path
+    assert len(said) == 1 and "finished" in said[0]
+    for more in ({}, {"overwrite": True}):
+        with pytest.raises(RunError, match=r"runs/r: it was made with lr 0\.001, now 0\.5\."):
+            pipeline.finetune("photos", **{**asked, "lr": 0.5}, resume=True, **more)
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    for name, other in (("classes", ["other", "names"]), ("asked", {"head": "logistic"})):
+        made = tmp_path / "runs" / name
+        made.mkdir()
+        (made / "metrics.json").write_text(json.dumps({**metrics, name: other}))
+        with pytest.raises(RunError, match="classes" if name == "classes" else "not made by this command"):
+            pipeline.finetune("photos", **{**asked, "name": name}, resume=True)
+    next(path for path in Path("photos").rglob("*") if path.is_file()).unlink()
+    with pytest.raises(RunError, match=r"runs/r: it was made with images '\w+', now '\w+'\."):
+        pipeline.finetune("photos", **asked, resume=True)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.path.iterdir()} == before
+    assert sorted(path.name for path in Path("runs").glob("[!.]*")) == ["asked", "classes", "r"]
 
 
 def test_an_unfinished_training_is_not_overwritten_and_other_settings_do_not_continue_it(tmp_path, dataset, backbone):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from finetuning_support import one_thread, small_photos  # noqa: F401
@@ -59,23 +57,6 @@ def test_finetune_takes_a_preset_and_what_is_given_replaces_its_settings(common)
         pipeline.finetune("photos[:8]", preset="onecycle")
     with pytest.raises(PipelineError, match="not both"):
         pipeline.finetune("photos[:8]", settings=pipeline.FinetuneSettings(), preset="one-cycle")
-
-
-def test_a_finished_fine_tuning_is_not_trained_again(place, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small_photos(tmp_path)
-    asked = {"strategy": "head-only", "epochs": 1, "batch_size": 4, "name": "r"}
-    run, said = pipeline.finetune("photos", **asked), []
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.path.iterdir()}
-    assert pipeline.finetune("photos", **asked, resume=True, log=said.append).path == run.path
-    assert len(said) == 1 and "finished" in said[0]
-    with pytest.raises(PipelineError, match=r"r: it is finished and has other settings"):
-        pipeline.finetune("photos", **{**asked, "lr": 0.5}, resume=True)
-    next(path for path in Path("photos").rglob("*") if path.is_file()).unlink()
-    with pytest.raises(PipelineError, match=r"r: it is finished and was trained on other images"):
-        pipeline.finetune("photos", **asked, resume=True)
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.path.iterdir()} == before
-    assert [path.name for path in Path("runs").glob("[!.]*")] == ["r"]
 
 
 def test_true_shows_bars(common, capsys):
