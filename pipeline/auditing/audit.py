@@ -14,6 +14,7 @@ from ..core.errors import PipelineError
 from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, on_disk, place
 from ..data.augmentation import Views
+from ..data.remarks import label_remarks
 from ..evaluation.metrics import evaluate
 from ..reports.pictures import contact_sheet
 from ..runs.run import Run, list_runs
@@ -73,7 +74,7 @@ def audit(
             chosen = [run for run in chosen if run.metrics["dataset"] == found.dataset
                       and tuple(run.metrics["classes"]) == cache.classes]
         return {
-            **found.to_dict(), "notes": [*cache.notes, *found.notes],
+            **found.to_dict(), "notes": [*cache.notes, *label_remarks(cache), *found.notes],
             "runs": [scored.to_dict() for scored in rescore(cache, found, chosen)],
             "sheets": [str(path) for path in write_sheets(found, cache, folder)],
         }

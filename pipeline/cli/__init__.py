@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from ..core.errors import PipelineError
 from ..core.machine import installed
 from .parser import command_parser
+from .printing import printable
 from .recipes.run import add_commands
 
 DONE, INTERRUPTED = 0, 130
@@ -55,3 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of our output has gone, as `head` does; without this Python complains once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        # another user's folder, a share that is gone: not what any code foresees everywhere, and the user's to mend
+        print(f"error: {printable(error.filename)}: {error.strerror}.", file=sys.stderr)
+        return PipelineError.exit_code

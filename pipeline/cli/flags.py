@@ -38,6 +38,7 @@ OTHER_SETTINGS = (
 )
 
 BACKENDS = ("local", "dask")
+TABLE = ("path", "label", "split", "images")  # what can be said of a table, see `pipeline.data.tables`
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,6 +66,9 @@ class Parser(argparse.ArgumentParser):
         options.builtin = getattr(options, "usual_data", None) is not None and options.data is None
         if options.builtin:
             options.data = options.usual_data
+        said = {name: value for name in TABLE if (value := getattr(options, f"table_{name}", None)) is not None}
+        if said:
+            options.data += f"[{','.join(f'{name}={value}' for name, value in said.items())}]"
         if getattr(options, "limit", None) is not None:
             options.data = f"{options.data}[:{options.limit}]"
         return options
@@ -142,6 +146,12 @@ def add_data(parser: Parser, splitting: bool = True, positional: bool = True) ->
                              f"(default: {DEFAULT_DATA})")
     parser.add_argument("--limit", type=int, metavar="N",
                         help="only the first N images, of each class and split in proportion; the same as DATA[:N]")
+    for kind in TABLE[:3]:
+        parser.add_argument(f"--{kind}-column", dest=f"table_{kind}", metavar="NAME",
+                            help=f"the column of a table that holds the {kind} (default: by the usual names)")
+    parser.add_argument("--image-dir", dest="table_images", metavar="DIR",
+                        help="where the paths of a table start (default: the table's folder); the four are the same as "
+                             "DATA[path=NAME,label=NAME,split=NAME,images=DIR]")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
                         help="where features and downloads are kept (default: cache)")
     parser.add_argument("--dataset-name", metavar="NAME",

@@ -6,7 +6,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def list_contained(data: str, progress: Progress = silent) -> Samples:
     if not is_url(data) and Path(data).expanduser().is_dir():
         return _list_local_folder(Path(data).expanduser(), progress)
     if files := expand(data):
-        return list_containers(files, _title(data), progress)
+        return list_containers(files, title_of(data), progress)
     return _list_store(data, progress)
 
 
@@ -95,14 +95,20 @@ def _places(samples: Samples) -> list[Place]:
     return [samples.root / path for path in samples.paths]
 
 
-def expand(data: str) -> list[str]:
-    """Return the archives and tables that a name or a pattern means; none if it means something else.
+def expand(data: str, known: Callable[[str], bool] = is_container) -> list[str]:
+    """Return the files that a name or a pattern means; none if it means something else.
+
+    Parameters
+    ----------
+    data : str
+    known : callable
+        Tells of a name whether it is one of these files: by default, of an archive or a table of images.
 
     >>> expand("a-{8..10}.tar")[:0]
     []
     """
     text = data if is_url(data) else os.path.abspath(Path(data).expanduser())  # noqa: PTH100
-    if not is_container(text):
+    if not known(text):
         return []
     if not is_url(text) and Path(text).exists():
         return [text] if Path(text).is_file() else []
@@ -146,7 +152,7 @@ def _globbed(name: str) -> list[str]:
         raise DataError(f"Cannot list {name}: {error}.") from error
 
 
-def _title(data: str) -> str:
+def title_of(data: str) -> str:
     """Return a data set's name from that of a file or pattern."""
     base = os.path.splitext(data.rstrip("/").rsplit("/", 1)[-1])[0]  # noqa: PTH122
     return safe_name(re.sub(r"\{[^}]*\}|[*?\[\]]", "", base) or data.rstrip("/").rsplit("/", 2)[-2])
@@ -171,7 +177,7 @@ def _list_store(url: str, progress: Progress) -> Samples:
         for entry in store.entries():
             entries.append(entry)
             bar.update(1)
-    root, title = Url(store.location), _title(f"{store.location}/")
+    root, title = Url(store.location), title_of(f"{store.location}/")
     if not any(not reason for _, reason in entries):
         files = sorted(f"{root}/{name}" for name, _ in entries if is_container(name))
         if files:

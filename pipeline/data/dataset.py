@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,14 +14,17 @@ import numpy as np
 from ..core.errors import DataError, UnknownNameError, suggestion
 from ..core.progress import Progress, shown, silent
 from .builtin import DATASETS, TORCHVISION
-from .containers import is_contained, list_contained
-from .csv_tables import list_table
+from .class_names import in_one_spelling
+from .containers import expand, is_contained, list_contained, title_of
 from .decoding import read_bytes
 from .digests import digest_files, fraction, memo_file
-from .files import DEFAULT_LIMITS, Limits, Place
+from .files import DEFAULT_LIMITS, Limits, Place, is_url
 from .given import on_disk
 from .listing import SPLITS, UNDECIDED, Samples, check_classes, first_few
+from .remarks import label_remarks, split_remarks
 from .sources import CONTAINERS
+from .table_files import is_table, may_be_table
+from .tables import list_tables, table_options
 
 VAL_FRACTION = 0.2
 
@@ -185,7 +187,7 @@ def load_dataset(
     cache_dir = Path(cache_dir)
     data, limit = without_limit(on_disk(data, cache_dir))
     samples = _loader(data)(cache_dir, progress)
-    _spell_alike(samples)
+    in_one_spelling(samples)
     if limit is not None:
         keep_first(samples, limit)
     digests, failures = digest_files(
@@ -199,7 +201,7 @@ def load_dataset(
     digests = _drop(failures, samples, digests)
     check_classes(samples.classes, samples.labels, samples.root)
     _decide_splits(samples, digests, val_fraction)
-    return Dataset(
+    dataset = Dataset(
         samples.name,
         samples.root,
         samples.paths,
@@ -208,23 +210,9 @@ def load_dataset(
         samples.classes,
         digests,
         tuple(samples.skipped),
-        tuple(samples.notes),
-        limits,
+        limits=limits,
     )
-
-
-def _spell_alike(samples: Samples) -> None:
-    """Have every class in one spelling, NFC: macOS writes the same letters in another one than Linux and Windows."""
-    spelled = [unicodedata.normalize("NFC", name) for name in samples.classes]
-    if tuple(spelled) == samples.classes:
-        return
-    classes = tuple(sorted(set(spelled)))
-    merged = [name for name in classes if spelled.count(name) > 1]
-    labels = np.array([classes.index(name) for name in spelled], np.int64)
-    samples.labels = np.where(samples.labels < 0, -1, labels[samples.labels])
-    samples.classes = classes
-    if merged:
-        samples.notes.append(f"Spelled in two ways in Unicode, and taken as one class each: {first_few(merged)}.")
+    return replace(dataset, notes=(*samples.notes, *label_remarks(dataset)))
 
 
 def _loader(data: str) -> Callable[[Path, Progress], Samples]:
@@ -234,6 +222,12 @@ def _loader(data: str) -> Callable[[Path, Progress], Samples]:
         from .torchvision_sets import list_torchvision
 
         return partial(list_torchvision, data.removeprefix(TORCHVISION))
+    file, asked = table_options(data)
+    tables = [] if is_url(data) else [Path(name) for name in expand(file, may_be_table)]
+    if tables and all(map(is_table, tables)):
+        return lambda _, progress: list_tables(tables, title_of(file), asked, progress)
+    if asked:
+        raise DataError(f"{file!r} is no table, so nothing can be said of its columns.")
     if is_contained(data) and not Path(data).expanduser().is_dir():
         return lambda _, progress: list_contained(data, progress)
     path = Path(data).expanduser()
@@ -243,10 +237,8 @@ def _loader(data: str) -> Callable[[Path, Progress], Samples]:
         raise DataError(_not_found(data, error)) from error
     if path.is_dir():
         return lambda _, progress: list_contained(data, progress)
-    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
-        return lambda _, progress: list_table(path, progress)
-    raise DataError(f"{data!r} is neither a folder of images nor a CSV file (path,label[,split]), nor one of "
-                    f"{', '.join(CONTAINERS)}.")
+    raise DataError(f"{data!r} is neither a folder of images nor a table of them (path,label[,split] as CSV, JSON "
+                    f"lines or Parquet), nor one of {', '.join(CONTAINERS)}.")
 
 
 def _not_found(data: str, error: Exception) -> str:
@@ -278,18 +270,4 @@ def _decide_splits(samples: Samples, digests: np.ndarray, val_fraction: float | 
         undecided |= splits == "train"
     share = VAL_FRACTION if val_fraction is None else val_fraction
     splits[undecided] = np.where(fraction(digests[undecided]) < share, "val", "train")
-    samples.notes += _remarks(samples, share if undecided.any() else None)
-
-
-def _remarks(samples: Samples, share: float | None) -> list[str]:
-    """Say how train and val came about, if content decided (by this share), and what is missing."""
-    train, val = samples.splits == "train", samples.splits == "val"
-    if share is None:
-        lacks = samples.classes and train.any() and not val.any()
-        return ["There is no val split; --val-fraction takes one from train."] if lacks else []
-    remarks = [f"Split by content: {train.sum()} train and {val.sum()} val images, for a share of {share:g}."]
-    without = set(range(len(samples.classes))) - set(samples.labels[val].tolist())
-    if share and without:
-        names = [repr(samples.classes[index]) for index in sorted(without)]
-        remarks.append(f"No val image of class {first_few(names)}: too few images for that share.")
-    return remarks
+    samples.notes += split_remarks(samples, share if undecided.any() else None)

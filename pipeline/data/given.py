@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError
-from .csv_tables import COLUMNS
 from .listing import safe_name
+from .tables import COLUMNS
 
 if TYPE_CHECKING:
     from .dataset import Dataset

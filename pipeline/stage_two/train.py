@@ -16,6 +16,7 @@ from ..core.errors import CacheError, PipelineError, check_keywords
 from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, on_disk
 from ..data.augmentation import Views
+from ..data.remarks import label_remarks
 from ..runs.classifier import metadata_of
 from ..runs.run import SPLITS, Run, claimed, file_safe, prediction_rows, save_learning_curve, write_run
 from ..runs.scores import score_splits, seconds_of
@@ -290,7 +291,8 @@ def _metrics_of(
 ) -> dict[str, Any]:
     """Return what `metrics.json` says of a head, but its name."""
     learned = {key: value for key, value in vars(fitted.head).items() if key not in STORED_ROWS}
-    said = {"views": fitted.views, "joined": list(cache.parts), "notes": [*cache.notes, *fitted.notes],
+    said = {"views": fitted.views, "joined": list(cache.parts),
+            "notes": [*cache.notes, *label_remarks(cache), *fitted.notes],
             "choice": fitted.choice, "layers": fitted.layers, "repeats": fitted.repeats}  # fmt: skip
     if fitted.calibration:
         said["calibration"] = held_out_figures(cache, fitted, splits, labels, scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ from .plan import read_header
 from .publishing import sweep
 from .spec import Spec
 
+UNREADABLE = "unreadable"
+
 
 @dataclass(frozen=True)
 class CacheEntry:
@@ -29,7 +32,7 @@ class CacheEntry:
     Attributes
     ----------
     path : Path
-        The file; for a partial cache the folder of its shards or parts.
+        The file; for a partial cache the folder of its shards or parts; for an unreadable data set its folder.
     dataset, backbone, spec : str
         As the path tells; `spec` is the short digest, empty if the name has none.
     rows : int
@@ -40,7 +43,7 @@ class CacheEntry:
         Seconds since the epoch.
     state : str
         ``complete``; ``partial`` (an unfinished run's shards); ``corrupt`` (damaged, or set aside for it);
-        ``stale`` (sound, but not what its name or this program's version promises).
+        ``stale`` (sound, but not what its name or this program's version promises); ``unreadable`` (another user's).
     problem : str
         Why it is not complete.
     views : int
@@ -84,7 +87,16 @@ def roots(cache_dir: Path, dataset: str) -> Iterator[tuple[str, Path]]:
 def list_caches(cache_dir: Path | str) -> list[CacheEntry]:
     """List everything under `cache_dir`, by data set and file name. No features are read."""
     folders = sorted(path for path in Path(cache_dir).glob("*") if path.is_dir())
-    return [entry for folder in folders for path in sorted(folder.iterdir()) for entry in _entries(path)]
+    return [entry for folder in folders for entry in _in_folder(folder)]
+
+
+def _in_folder(folder: Path) -> Iterator[CacheEntry]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        why = "this user may not read the folder"
+        yield CacheEntry(folder, folder.name, "", "", 0, 0, folder.stat().st_mtime, UNREADABLE, why)
+        return
+    for path in sorted(folder.iterdir()):
+        yield from _entries(path)
 
 
 def _entries(path: Path) -> Iterator[CacheEntry]:
@@ -106,6 +118,8 @@ def _entries(path: Path) -> Iterator[CacheEntry]:
 
 def _facts(path: Path) -> dict[str, Any]:
     """Return what a cache file says of itself, or why it says nothing."""
+    if not os.access(path, os.R_OK):
+        return {"rows": 0, "state": UNREADABLE, "problem": "this user may not read the file"}
     try:
         with FeatureCache.open(path) as cache:
             made = cache.meta.get("description", {})
@@ -186,7 +200,8 @@ def superseded(entries: Sequence[CacheEntry]) -> list[CacheEntry]:
     for entry in sorted(entries, key=lambda entry: entry.modified):
         if entry.state == "complete":
             newest[entry.dataset, entry.backbone] = entry
-    return [entry for entry in entries if newest.get((entry.dataset, entry.backbone), entry) is not entry]
+    old = [entry for entry in entries if newest.get((entry.dataset, entry.backbone), entry) is not entry]
+    return [entry for entry in old if entry.state != UNREADABLE]
 
 
 def unused(entries: Sequence[CacheEntry], used: Collection[tuple[str, str]]) -> list[CacheEntry]:
@@ -200,7 +215,7 @@ def unused(entries: Sequence[CacheEntry], used: Collection[tuple[str, str]]) -> 
     """
     kept = {(dataset, sha256[:12]) for dataset, sha256 in used}
     wanted = [entry for entry in entries if entry.state == "complete" and (entry.dataset, entry.spec) in kept]
-    return [entry for entry in entries if entry.state != "partial" and entry not in wanted]
+    return [entry for entry in entries if entry.state not in ("partial", UNREADABLE) and entry not in wanted]
 
 
 def remove(entry: CacheEntry, disk: Disk = DISK) -> int:

@@ -58,7 +58,7 @@ def open_hdf5(path: Path) -> h5py.File:
     if not stat.S_ISREG(kind):
         raise CacheError(f"{path} is not a regular file, so it is not read.")
     try:
-        file = h5py.File(path, "r", locking=False)  # published files never change, so there is nothing to lock
+        file = _opened(path)
     except (OSError, RuntimeError) as error:
         raise CacheError(f"{path} cannot be opened as HDF5 ({error}).") from None
     try:
@@ -69,6 +69,14 @@ def open_hdf5(path: Path) -> h5py.File:
         file.close()
         raise CacheError(f"{path} is damaged or no features cache: {problem}. Nothing was read from it.")
     return file
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        # locked as h5py does by itself: HDF5 opens no file twice in one process under different rules
+        return h5py.File(path, "r")
+    except OSError:
+        return h5py.File(path, "r", locking=False)  # some file systems know no locks, and published files never change
 
 
 def _problem(file: h5py.File, size: int) -> str | None:

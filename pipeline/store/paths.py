@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
@@ -147,4 +148,5 @@ class CachePlaces:
     def siblings(self) -> list[Path]:
         """List the files of the same name in the neighbouring data sets' folders: same spec, other images."""
         folders = sorted(folder for folder in self.path.parent.parent.glob("*") if folder != self.path.parent)
-        return [folder / self.path.name for folder in folders if (folder / self.path.name).is_file()]
+        # os.path, because Path raises where a folder may not be read
+        return [folder / self.path.name for folder in folders if os.path.isfile(folder / self.path.name)]  # noqa: PTH113

@@ -205,9 +205,10 @@ class CacheWriter:
         Raises
         ------
         ValueError
-            If rows and images do not match, or a row holds NaN or infinity.
+            If rows and images do not match.
         CacheError
-            If the disk is full, or the rows are not of the kind that the cache holds under this spec.
+            If the disk is full, a row holds NaN or infinity, or the rows are not of the kind that the cache holds under
+            this spec.
         """
         number = self._numbers[block]
         positions, failures = self._pending[number], failures or {}
@@ -233,8 +234,12 @@ class CacheWriter:
         kind = RowKind.of(rows)
         if len(rows) != len(images):
             raise ValueError(f"Block {block}: {len(rows)} rows for {len(images)} images that did not fail")
-        if not np.isfinite(rows).all():
-            raise ValueError(f"Block {block} has rows with NaN or infinity: report those images as failures")
+        if broken := int((~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))).sum()):
+            raise CacheError(
+                f"The features of {broken} of {len(rows)} images have values that are NaN or infinite. If the weights "
+                "are sound, numbers grew too large for the precision: try --precision float32 (or bfloat16, which "
+                "holds as large ones)."
+            )
         with self._changing:
             if self._index.kind is None and len(rows):
                 self.require_room(kind.bytes)

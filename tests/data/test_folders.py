@@ -202,7 +202,7 @@ def test_a_missing_folder_and_an_unknown_name_are_told_apart(load, tmp_path):
         load(tmp_path / "none")
     with pytest.raises(DataError, match=r"'phototile', and no such folder here\. Did you mean 'phototiles'"):
         load_dataset("phototile", cache_dir=tmp_path)
-    with pytest.raises(DataError, match="neither a folder of images nor a CSV file"):
+    with pytest.raises(DataError, match="neither a folder of images nor a table of them"):
         load(write_image(tmp_path / "one.png"))
     with pytest.raises(UnknownNameError, match="Unknown split 'valid'"):
         load(write_images(tmp_path / "x", "a.png")).select("valid")

@@ -281,7 +281,6 @@ def test_any_file_name_comes_back(tmp_path):
         (np.zeros((3, 4), np.float32), {}, "3 rows for 2 images"),
         (np.zeros((2, 4), np.float32), {0: "x"}, "2 rows for 1 images"),
         (np.zeros((1, 4), np.float32), {7: "x"}, "1 rows for 2 images"),
-        (np.full((2, 4), np.nan, np.float32), {}, "NaN or infinity"),
         (np.zeros((2, 4), np.float64), {}, "float32 or float16"),
         (np.zeros(8, np.float32), {}, r"\(n, D\) or \(n, V, D\)"),
     ],
@@ -291,6 +290,13 @@ def test_rows_that_do_not_fit_their_block_are_refused(tmp_path, rows, failures, 
         writer.plan(listing(2).digests)
         with pytest.raises(ValueError, match=message):
             writer.commit(0, rows, failures)
+
+
+def test_rows_with_nan_or_infinity_are_refused_with_their_number_and_what_to_try(tmp_path):
+    with CacheWriter.open(place(tmp_path), SPEC) as writer:
+        writer.plan(listing(2).digests)
+        with pytest.raises(CacheError, match=r"of 1 of 2 images .* --precision float32"):
+            writer.commit(0, np.array([[1, 2, 3, np.inf], [1, 2, 3, 4]], np.float32))
 
 
 def test_rows_of_another_kind_under_the_same_spec_are_refused(tmp_path):
@@ -328,3 +334,11 @@ def test_a_split_that_cannot_be_is_an_error_and_an_empty_one_is_not(tmp_path):
         assert [len(part) for part in cache.split("none")] == [0, 0]
         with pytest.raises(UnknownNameError, match="Did you mean 'train'"):
             cache.split("tran")
+
+
+def test_a_cache_is_open_in_bare_h5py_and_here_at_once_whichever_comes_first(tmp_path):
+    extract(place(tmp_path), listing(3))
+    with h5py.File(place(tmp_path)) as bare, FeatureCache.open(place(tmp_path)) as cache:
+        assert np.array_equal(bare["features"][:], cache.read_rows())
+    with FeatureCache.open(place(tmp_path)) as cache, h5py.File(place(tmp_path)) as bare:
+        assert np.array_equal(bare["features"][:], cache.read_rows())

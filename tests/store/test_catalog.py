@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,35 @@ def test_a_data_set_can_shrink_to_nothing_and_grow_again(tmp_path):
     extract(place(tmp_path), listing(3))
     assert extract(place(tmp_path), Listing(["broken"])).computed == ["broken"]
     assert len(extract(place(tmp_path), listing(3)).computed) == 3
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from pipeline.store import list_caches
+if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)
+for entry in list_caches(sys.argv[1]): print(entry.dataset, entry.state, entry.problem)
+"""
+
+
+def test_what_this_user_may_not_read_is_told_and_hides_nothing_else(tmp_path):
+    for name in ("closed", "file", "open"):
+        extract(place(tmp_path, name), listing(3))
+    place(tmp_path, "closed").parent.chmod(0)
+    place(tmp_path, "file").chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", AS_ANOTHER_USER, str(tmp_path)], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    place(tmp_path, "closed").parent.chmod(0o755)
+    assert done.stdout.splitlines() == [
+        "closed unreadable this user may not read the folder",
+        "file unreadable this user may not read the file",
+        "open complete ",
+    ], done.stderr
+
+
+def test_unreadable_caches_are_never_chosen_for_removal(tmp_path):
+    extract(place(tmp_path), listing(3))
+    newest = replace(list_caches(tmp_path)[0], state="unreadable")
+    assert not unused([newest], set())
+    assert not superseded([replace(newest, modified=0.0), replace(newest, state="complete")])

@@ -1,7 +1,7 @@
 """Zip and tar archives, read in place: an index of offsets, built once, and a seek for each image; WebDatasets.
 
 The convention for labels beside images in a tar archive (``key.jpg`` with ``key.cls``, ``key.json`` or ``key.txt``)
-is WebDataset's (https://github.com/webdataset/webdataset): members of one key stand together, and a key is a member's
+is WebDataset's (https://github.com/webdataset/webdataset), but members may stand in any order: a key is a member's
 path up to the first dot of its last part. Nothing but these three kinds is ever opened.
 """
 
@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import BinaryIO
 
 import numpy as np
@@ -36,49 +37,75 @@ _MOST_DIRECTORY = 2**31  # bytes of a central directory: some 20 million members
 
 
 class Groups:
-    """Gathers images and labels of one key after the other.
+    """Gathers images and what may be labels, in any order, and then pairs them.
 
     Attributes
     ----------
     found : dict of str to str
         Label by image.
     unused : list of (str, str)
-        Label files of no image, each with the reason.
+        Where no image has a label: the files that might have told, each with the reason why it is no image.
     """
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
         self.unused: list[tuple[str, str]] = []
-        self._key = ""
         self._images: list[str] = []
-        self._labels: dict[str, tuple[str, str, str]] = {}
+        self._labels: dict[str, str] = {}
 
     def image(self, name: str) -> None:
         """Take note of an image."""
-        self._turn_to(name)
         self._images.append(name)
 
-    def label(self, name: str, content: bytes, reason: str) -> None:
+    def label(self, name: str, content: bytes) -> None:
         """Take note of what may be a label."""
-        self._turn_to(name)
-        suffix = "." + name.rsplit(".", 1)[-1].lower()
-        self._labels[suffix] = (name, _text(suffix, content), reason)
+        self._labels[name] = sys.intern(_text("." + name.rsplit(".", 1)[-1].lower(), content))
 
-    def end(self) -> None:
-        """Give the images of the last key their label."""
-        told = next((self._labels[suffix][1] for suffix in LABEL_SUFFIXES if self._labels.get(suffix, ("", ""))[1]), "")
-        if told and self._images:
-            self.found |= dict.fromkeys(self._images, sys.intern(told))
-        else:
-            self.unused += [(name, reason) for name, _, reason in self._labels.values()]
+    def end(self, location: str) -> None:
+        """Give images their labels.
+
+        Raises
+        ------
+        DataError
+            An image has two.
+        """
+        by_key, by_stem, doubtful = dict[str, str](), dict[str, str](), dict[str, list[str]]()
+        for key, members in groupby(sorted(self._labels, key=_key), _key):
+            names = list(members)
+            if self._differing(names):
+                doubtful[key] = names
+            else:
+                by_key[key] = self._told(names)
+        stems = {_stem(image) for image in self._images if doubtful and _key(image) in doubtful}
+        for key in {_key(stem) for stem in stems}:
+            if not all(_stem(name) in stems for name in doubtful[key]):
+                one, other = self._differing(doubtful[key])
+                raise DataError(f"{location}: {one!r} and {other!r} tell different labels of one image, {key!r}: names "
+                                "are compared up to their first dot.")
+            # the key itself holds dots, as dates do
+            for stem, own in groupby(sorted(doubtful[key], key=_stem), _stem):
+                by_stem[stem] = self._told(list(own))
+        for image in self._images:
+            if label := by_stem.get(_stem(image)) or by_key.get(_key(image)):
+                self.found[image] = label
+        if not self.found:
+            self.unused = [(name, verdict(name) or "") for name in self._labels]
         self._images, self._labels = [], {}
 
-    def _turn_to(self, name: str) -> None:
-        folder, slash, base = name.rpartition("/")
-        key = folder + slash + base.partition(".")[0]
-        if key != self._key:
-            self.end()
-            self._key = key
+    def _differing(self, names: list[str]) -> list[str]:
+        """Return two files of one kind that tell different labels, if there are such."""
+        first: dict[str, str] = {}
+        for name in names:
+            one = first.setdefault(name.rpartition(".")[2].lower(), name)
+            if self._labels[one] != self._labels[name]:
+                return [one, name]
+        return []
+
+    def _told(self, names: list[str]) -> str:
+        """Return the label that files of one sample tell: the first kind that tells one."""
+        kinds = {f".{name.rpartition('.')[2].lower()}": name for name in names}
+        told = (self._labels[kinds[suffix]] for suffix in LABEL_SUFFIXES if suffix in kinds)
+        return next(filter(None, told), "")
 
     def labelled(self, names: Mapping[str, object]) -> Labelled:
         """Return the labels of all images of an archive."""
@@ -86,6 +113,16 @@ class Groups:
         index = {label: number for number, label in enumerate(classes)}
         labels = np.array([index.get(self.found.get(name, ""), -1) for name in names], np.int64)
         return Labelled(list(names), labels, classes)
+
+
+def _key(name: str) -> str:
+    """Return what files of one sample have in common: the path up to the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _text(suffix: str, content: bytes) -> str:
@@ -269,7 +306,7 @@ class TarSource(Archive):
             while member := archive.next():
                 archive.members = []  # type: ignore[attr-defined]  # it would keep an object of a kilobyte for each
                 self._member(archive, member, groups)
-        groups.end()
+        groups.end(self.location)
         self._groups = groups
 
     def _member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, groups: Groups) -> None:
@@ -282,7 +319,7 @@ class TarSource(Archive):
         elif reason and is_plain(name):
             told = os.path.splitext(name)[1].lower() in LABEL_SUFFIXES and member.size <= LABEL_BYTES  # noqa: PTH122
             held = archive.extractfile(member) if told else None
-            groups.label(name, held.read() if held else b"", reason)
+            groups.label(name, held.read() if held else b"")
             return
         if self._add(name, reason, member.offset_data, member.size, member.size, 0):
             groups.image(sys.intern(name))

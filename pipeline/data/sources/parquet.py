@@ -10,6 +10,7 @@ import json
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -191,6 +192,32 @@ class ArrowSource(Table):
             return pa.ipc.read_record_batch(pa.ipc.read_message(file), self._schema).column(self._image)
 
 
+def holds_images(file: Path) -> bool:
+    """Return whether a Parquet file holds images, rather than the paths of some.
+
+    Raises
+    ------
+    DataError
+        pyarrow is missing. A file that cannot be read counts as one that holds images, whose reader says why.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DataError(PYARROW) from error
+    try:
+        return bool(_image_columns(parquet.read_schema(file)))
+    except (OSError, ArrowException):
+        return True
+
+
+def one_label(kind: Any) -> bool:
+    """Return whether an Arrow type can be one label: text, a whole number, or a truth value."""
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) \
+        or pa.types.is_dictionary(kind) or pa.types.is_boolean(kind)  # fmt: skip
+
+
 def _is_struct(kind: Any) -> bool:
     import pyarrow as pa
 
@@ -206,8 +233,8 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _columns(schema: Any, location: str) -> tuple[str, str | None]:
-    """Return which column holds images, and which labels, if one does."""
+def _image_columns(schema: Any) -> list[str]:
+    """Return the columns that hold image files, the likeliest first."""
     import pyarrow as pa
 
     told = _features(schema)
@@ -215,21 +242,26 @@ def _columns(schema: Any, location: str) -> tuple[str, str | None]:
     def is_binary(kind: Any) -> bool:
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
-    def may_be_label(kind: Any) -> bool:
-        return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) \
-            or pa.types.is_dictionary(kind) or pa.types.is_boolean(kind)  # fmt: skip
-
     images = [field.name for field in schema if _is_struct(field.type)]
     images += [field.name for field in schema if is_binary(field.type) and field.name.lower() in _IMAGES]
-    images.sort(key=lambda name: (told.get(name, {}).get("_type") != "Image", name.lower() not in _IMAGES))
+    return sorted(images, key=lambda name: (told.get(name, {}).get("_type") != "Image", name.lower() not in _IMAGES))
+
+
+def _columns(schema: Any, location: str) -> tuple[str, str | None]:
+    """Return which column holds images, and which labels, if one does."""
+    told = _features(schema)
+    images = _image_columns(schema)
     if not images:
         raise DataError(f"{location} has no column of images: expected a struct with 'bytes', or bytes under one of "
                         f"{', '.join(_IMAGES)}; it has {', '.join(map(repr, schema.names[:8]))}.")  # fmt: skip
     labels = [name for name, kind in told.items() if kind.get("_type") == "ClassLabel" and name in schema.names]
     labels += [field.name for field in schema if field.name.lower() in _LABELS]
-    labels = [name for name in labels if may_be_label(schema.field(name).type)]
-    labels.sort(key=lambda name: _LABELS.index(name.lower()) if name.lower() in _LABELS else len(_LABELS))
-    return images[0], labels[0] if labels else None
+    fit = [name for name in labels if one_label(schema.field(name).type)]
+    if labels and not fit:
+        raise DataError(f"{location}: the column {labels[0]!r} holds {schema.field(labels[0]).type}, and a label is "
+                        "one text, whole number or truth value a row.")  # fmt: skip
+    fit.sort(key=lambda name: _LABELS.index(name.lower()) if name.lower() in _LABELS else len(_LABELS))
+    return images[0], fit[0] if fit else None
 
 
 def _labels(column: Any, schema: Any, name: str) -> tuple[np.ndarray, tuple[str, ...]]:

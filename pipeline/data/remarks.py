@@ -1,0 +1,103 @@
+"""What is odd about labels and splits, a line each: what would otherwise be a wrong result without a word."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from .listing import Samples, first_few
+
+
+class Labelled(Protocol):
+    """Labelled images: a `Dataset`, or a cache of its features."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Names of the images."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Shape (N,): an index into `classes`, or -1."""
+
+    @property
+    def splits(self) -> np.ndarray:
+        """Shape (N,)."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    @property
+    def digests(self) -> np.ndarray:
+        """Shape (N, 16), uint8: of each image's content."""
+
+
+def split_remarks(samples: Samples, share: float | None) -> list[str]:
+    """Say how train and val came about, if content decided (by this share), and what is missing."""
+    train, val = samples.splits == "train", samples.splits == "val"
+    if share is None:
+        lacks = samples.classes and train.any() and not val.any()
+        return ["There is no val split; --val-fraction takes one from train."] if lacks else []
+    remarks = [f"Split by content: {train.sum()} train and {val.sum()} val images, for a share of {share:g}."]
+    without = set(range(len(samples.classes))) - set(samples.labels[val].tolist())
+    if share and without:
+        names = [repr(samples.classes[index]) for index in sorted(without)]
+        remarks.append(f"No val image of class {first_few(names)}: too few images for that share.")
+    return remarks
+
+
+def label_remarks(images: Labelled) -> list[str]:
+    """Say which labels cannot be right, or cannot be learned.
+
+    Returns
+    -------
+    list of str
+        A line each about images of val and test whose class train lacks, classes that differ by capitals or by form
+        alone, one photo under several labels, and no label at all; none where all is well.
+    """
+    if not len(images.classes):
+        return ["No image has a label, so there is nothing to train a head on: class folders or a table would tell."]
+    return [*_not_learned(images), *_alike(images.classes), *_contradictions(images)]
+
+
+def _not_learned(images: Labelled) -> list[str]:
+    learned = np.unique(images.labels[(images.splits == "train") & (images.labels >= 0)])
+    remarks = []
+    for split in ("val", "test") if len(learned) else ():
+        labels = images.labels[(images.splits == split) & (images.labels >= 0)]
+        strange = labels[~np.isin(labels, learned)]
+        if len(strange):
+            names = [repr(images.classes[label]) for label in np.unique(strange).tolist()]
+            remarks.append(f"No head can be right about {len(strange):,} of {len(labels):,} {split} images: train has "
+                           f"none of class {first_few(names)}.")
+    return remarks
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(name)
+    alike = [" and ".join(map(repr, names)) for names in groups.values() if len(names) > 1]
+    return [f"Names of classes differ by capitals or form alone: {first_few(alike)}. If one class is meant, give it "
+            "one name."] if alike else []  # fmt: skip
+
+
+def _contradictions(images: Labelled) -> list[str]:
+    labelled = np.flatnonzero(images.labels >= 0)
+    keys = np.ascontiguousarray(images.digests[labelled]).view(np.dtype((np.void, 16))).ravel()
+    _, group = np.unique(keys, return_inverse=True)
+    labels = images.labels[labelled]
+    order = np.lexsort((labels, group))
+    change = (np.diff(group[order]) == 0) & (np.diff(labels[order]) != 0)
+    if not change.any():
+        return []
+    doubtful = np.unique(group[order[1:]][change])
+    told = []
+    for one in doubtful[:3].tolist():
+        rows = labelled[group == one].tolist()
+        told.append(" and ".join(f"{images.paths[row]!r} ({images.classes[images.labels[row]]})" for row in rows[:3]))
+    more = f", and {len(doubtful) - 3} more" if len(doubtful) > 3 else ""
+    return [f"{len(doubtful):,} photos have several labels, of which one at most is right: {', '.join(told)}{more}."]
