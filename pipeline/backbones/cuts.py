@@ -19,10 +19,9 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.errors import PipelineError
+from ..core.errors import PipelineError, one_line
 from .blocks import part_names
 from .layer_names import position_axes
-from .weights import one_line
 
 QUARTERS = 4  # of a network that keeps one shape, such as a vision transformer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import PipelineError, UnknownNameError, WeightsError
+from ..core.errors import PipelineError, UnknownNameError, WeightsError, one_line
 from ..data.transforms import Transform
-from .weights import Architecture, State, Weights, one_line, rename
+from .weights import Architecture, State, Weights, rename
 
 if TYPE_CHECKING:
     from torch import nn

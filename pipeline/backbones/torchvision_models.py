@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import UnknownNameError, WeightsError
+from ..core.errors import UnknownNameError, WeightsError, one_line
 from ..data.transforms import Transform
-from .weights import Architecture, Listing, State, Weights, one_line, rename
+from .weights import Architecture, Listing, State, Weights, rename
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import WeightsError
+from ..core.errors import WeightsError, one_line
 from ..data.transforms import Transform
 
 if TYPE_CHECKING:
@@ -148,11 +148,6 @@ def first(names: list[str], most: int = 3) -> str:
     """Return the first few of `names`, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @dataclass(frozen=True)

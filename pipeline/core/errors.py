@@ -63,6 +63,11 @@ class BusyError(PipelineError):
     exit_code = 75
 
 
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def suggestion(name: str, known: Iterable[str], most: int = 12) -> str:
     """Return " Did you mean 'x'? Known: a, b, …" for a name that was not found.
 

@@ -21,7 +21,7 @@ from .digests import digest_files, fraction, memo_file
 from .files import DEFAULT_LIMITS, Limits, Place, is_url
 from .given import on_disk
 from .listing import SPLITS, UNDECIDED, Samples, check_classes, first_few
-from .remarks import label_remarks, split_remarks
+from .remarks import label_remarks, missing_decoders, split_remarks
 from .sources import CONTAINERS
 from .table_files import is_table, may_be_table
 from .tables import list_tables, table_options
@@ -212,7 +212,7 @@ def load_dataset(
         tuple(samples.skipped),
         limits=limits,
     )
-    return replace(dataset, notes=(*samples.notes, *label_remarks(dataset)))
+    return replace(dataset, notes=(*samples.notes, *missing_decoders(dataset.skipped), *label_remarks(dataset)))
 
 
 def _loader(data: str) -> Callable[[Path, Progress], Samples]:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageFile,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -25,11 +27,19 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ..core.errors import DataError, PipelineError
-from .files import DEFAULT_LIMITS, Limits, UnreadableImageError, open_regular
+from ..core.errors import DataError, PipelineError, one_line
+from .files import DEFAULT_LIMITS, Limits, MissingDecoderError, UnreadableImageError, open_regular
 from .jpeg import decode_ordinary, turned
+from .listing import HEIF_MISSING
+
+try:
+    from pillow_heif import HeifImageFile
+except ImportError:  # an extra; without it such files are skipped with the reason
+    HeifImageFile = None  # type: ignore[assignment, misc]
 
 # Everything here that decides pixel values; it is part of a cache's spec, so a changed rule needs a new version.
+# AVIF, JPEG 2000 and HEIF follow the same rules. They are not listed, for their rows cannot be any older file's: what
+# was cached before they could be read stays valid.
 DECODE_RULES: dict[str, object] = {
     "version": 1,
     "formats": ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"],
@@ -55,7 +65,12 @@ _READERS: tuple[tuple[Callable[[bytes], bool], type[ImageFile.ImageFile]], ...] 
     (lambda start: start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")), TiffImagePlugin.TiffImageFile),
     (lambda start: start.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
     (lambda start: start.startswith(tuple(b"P%d" % kind for kind in range(1, 7))), PpmImagePlugin.PpmImageFile),
-)
+    (lambda start: start.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")),
+     Jpeg2KImagePlugin.Jpeg2KImageFile),
+    (lambda start: bool(_brands(start) & {b"avif", b"avis"}), AvifImagePlugin.AvifImageFile),
+)  # fmt: skip
+_HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_START = 64  # bytes that tell a format
 
 JpegDecoder = Callable[[bytes, JpegImagePlugin.JpegImageFile], Image.Image | None]
 
@@ -172,15 +187,33 @@ def decode_by_pillow(
     except (PipelineError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, IndexError…
-        raise UnreadableImageError(f"truncated or damaged: {error or type(error).__name__}") from error
+        raise UnreadableImageError(f"truncated or damaged: {one_line(error)}") from error
+
+
+def _brands(start: bytes) -> set[bytes]:
+    """Return what an ISO media file says that it is, the family of AVIF and HEIF; nothing for any other file."""
+    if start[4:8] != b"ftyp":
+        return set()
+    names = start[8 : min(int.from_bytes(start[:4]), len(start))]
+    return {names[place : place + 4] for place in range(0, len(names) - 3, 4)} - {names[4:8]}
+
+
+def _reader(start: bytes) -> type[ImageFile.ImageFile]:
+    """Return what reads a file that begins so."""
+    if reader := next((reader for accepts, reader in _READERS if accepts(start)), None):
+        return reader
+    if not _brands(start) & _HEIF:
+        raise UnreadableImageError("not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF, "
+                                   "JPEG 2000, HEIF)")
+    if HeifImageFile is None:
+        raise MissingDecoderError(HEIF_MISSING)
+    return HeifImageFile
 
 
 def _load(content: bytes, limits: Limits, needed: int | None, jpeg: JpegDecoder | None) -> Image.Image:
     if not content:
         raise UnreadableImageError("the file is empty")
-    reader = next((reader for accepts, reader in _READERS if accepts(content[:16])), None)
-    if reader is None:
-        raise UnreadableImageError("not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM)")
+    reader = _reader(content[:_START])
     if reader is PngImagePlugin.PngImageFile:
         reader(BytesIO(content)).verify()  # the only step that compares every checksum; it leaves the image unusable
     image = reader(BytesIO(content))

@@ -24,6 +24,10 @@ class UnreadableImageError(DataError):
     """This file gives no image; the message is a short reason that names no file."""
 
 
+class MissingDecoderError(UnreadableImageError):
+    """This file may give an image once a library is installed; nothing is remembered of it."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one image may cost.

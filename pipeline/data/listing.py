@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,13 @@ SPLIT_OF = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# torchvision's ImageFolder takes the same ones (and no GIF), so that published sample counts hold here too.
-IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+# What torchvision's ImageFolder takes (and no GIF), so that published sample counts hold here too, and what phones and
+# browsers write besides. Which format a file has its content says; this decides only what counts as a stranger.
+IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+                            ".jfif", ".jpe", ".pjpeg", ".pjp", ".avif", ".jp2", ".j2k", ".jpf", ".jpx",
+                            ".heic", ".heif", ".hif"))  # fmt: skip
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_MISSING = "HEIC needs pillow-heif: pip install 'image-feature-pipeline[heif]'"
 _LITTER = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "@eadir", "lost+found"))
 _GIF = "GIF files of a folder are not taken; name one in a CSV to use its first frame"
 Identity = tuple[int, int]  # device and inode of a folder
@@ -176,7 +183,12 @@ def why_no_image_name(name: str) -> str:
         return _GIF
     if suffix not in IMAGE_SUFFIXES:
         return f"{suffix!r} is no image's extension" if suffix else "no extension"
-    return ""
+    return HEIF_MISSING if suffix in HEIF_SUFFIXES and not _has_heif() else ""
+
+
+@cache
+def _has_heif() -> bool:
+    return find_spec("pillow_heif") is not None
 
 
 def _why_no_image(entry: os.DirEntry[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .listing import Samples, first_few
+from .listing import HEIF_MISSING, Samples, first_few
 
 
 class Labelled(Protocol):
@@ -47,6 +47,12 @@ def split_remarks(samples: Samples, share: float | None) -> list[str]:
         names = [repr(samples.classes[index]) for index in sorted(without)]
         remarks.append(f"No val image of class {first_few(names)}: too few images for that share.")
     return remarks
+
+
+def missing_decoders(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """Say how many files were skipped, with (name, reason) each, that a library which is not installed would read."""
+    count = sum(reason == HEIF_MISSING for _, reason in skipped)
+    return [f"{count:,} files are left out: {HEIF_MISSING}."] if count else []
 
 
 def label_remarks(images: Labelled) -> list[str]:

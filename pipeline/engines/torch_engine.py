@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backbones.backbone import Backbone
-from ..backbones.weights import one_line
-from ..core.errors import EngineError, PipelineError, UnknownNameError
+from ..core.errors import EngineError, PipelineError, UnknownNameError, one_line
 from ..data import nvjpeg
 from ..data.device_resize import Decoded, Encoded, Plan, Ready, resized
 from .memory import CPU_BATCH, CUDA_BATCH, USUAL_BATCH, FittingBatches, filled, keep_freed_memory

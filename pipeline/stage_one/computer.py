@@ -24,6 +24,7 @@ from ..core.errors import ClusterError, DataError, PipelineError
 from ..data import Dataset, UnreadableImageError
 from ..data.device_resize import Ready
 from ..data.digests import DIGEST_BYTES
+from ..data.files import MissingDecoderError
 from ..engines import Embedder, Running
 from ..engines.embedding import Indices, Prefetcher, available_cores
 from ..store import Spec
@@ -267,4 +268,8 @@ class Reading:
         if hashlib.sha256(content).digest()[:DIGEST_BYTES] != self._dataset.digests[index].tobytes():
             raise DataError(f"{self._dataset.paths[index]!r} changed while it was being extracted. Run the same "
                             "command again: what is done is kept.")
-        return (self._backbone.encoded if self.whole else self._backbone.pixels)(content, self._dataset.limits)
+        try:
+            return (self._backbone.encoded if self.whole else self._backbone.pixels)(content, self._dataset.limits)
+        except MissingDecoderError:
+            self.passing.add(index)
+            raise

@@ -190,6 +190,10 @@ class Shard:
         """Nothing is open."""
 
 
+# what an earlier version said of formats that this one reads
+OUTDATED_REASONS = frozenset(("not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM)",))
+
+
 class RowIndex:
     """The distinct images of a listing.
 
@@ -241,7 +245,7 @@ class RowIndex:
     def _learn_failures(self, source: RowSource) -> None:
         at, there = find(self.keys, from_hex(source.failed))
         for image, listed, (digest, reason) in zip(at.tolist(), there.tolist(), source.failed.items(), strict=True):
-            if listed and self.source[image] == UNKNOWN:
+            if listed and self.source[image] == UNKNOWN and reason not in OUTDATED_REASONS:
                 self.source[image], self.reasons[image] = FAILED, reason
                 self._passing |= {image} if digest in source.passing else set()
 

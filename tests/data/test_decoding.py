@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from pipeline.data.decoding import DECODE_RULES, decode, read_bytes
-from pipeline.data.files import Limits, UnreadableImageError
+from pipeline.data.files import Limits, MissingDecoderError, UnreadableImageError
 
 # pytest puts the process's own filters aside; that the reader's keeps standard error clean is tested in a subprocess
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -29,7 +30,10 @@ PIXELS = np.concatenate([GRADIENT, np.full((20, 30, 1), 90, np.uint8)], -1)  # (
 def encoded(image: Image.Image | np.ndarray, kind: str, **settings) -> bytes:
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     stream = io.BytesIO()
-    image.save(stream, kind, **settings)
+    if kind == "HEIF":
+        pillow_heif.from_pillow(image).save(stream, **settings)
+    else:
+        image.save(stream, kind, **settings)
     return stream.getvalue()
 
 
@@ -49,6 +53,8 @@ def pixels(content: bytes) -> np.ndarray:
         encoded(PIXELS, "PPM"),
         encoded(PIXELS, "WEBP", lossless=True),
         encoded(PIXELS, "GIF"),
+        encoded(PIXELS, "JPEG2000"),
+        encoded(PIXELS, "JPEG2000", no_jp2=True),
         encoded(PIXELS, "PNG", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
         encoded(PIXELS, "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20), (9, 9, 9))]),
         encoded(PIXELS, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (30, 20))]),
@@ -78,7 +84,7 @@ def test_a_jpeg_with_further_pictures_gives_the_first_and_no_warning():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "AVIF", "HEIF"])
 def test_every_exif_orientation_is_applied(kind, orientation):
     turned = {
         1: PIXELS,
@@ -92,10 +98,12 @@ def test_every_exif_orientation_is_applied(kind, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    settings = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    best = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True},
+            "AVIF": {"quality": 100, "subsampling": "4:4:4"}, "HEIF": {"quality": 100, "chroma": "444"}}
+    settings = best.get(kind, {})
     found = pixels(encoded(PIXELS, kind, exif=exif.tobytes() if kind != "TIFF" else exif, **settings))
     assert found.shape == turned.shape
-    assert np.abs(found.astype(int) - turned).max() <= (3 if kind == "JPEG" else 0)
+    assert np.abs(found.astype(int) - turned).max() <= (3 if kind in ("JPEG", "AVIF", "HEIF") else 0)
 
 
 def test_a_damaged_exif_block_spoils_neither_pixels_nor_standard_error():
@@ -181,7 +189,7 @@ def test_what_gives_no_image_gives_a_reason(content, reason):
         decode(content)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000"])
 def test_a_file_cut_off_anywhere_in_its_pixels_is_never_an_image(kind):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     content = encoded(noise, kind)
@@ -204,7 +212,7 @@ def test_every_flipped_bit_of_a_png_is_noticed_or_harmless():
 
 def test_random_damage_never_escapes_as_another_error():
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"):
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "HEIF", "JPEG2000"):
         content = encoded(PIXELS, kind)
         for _ in range(60):
             damaged = bytearray(content)
@@ -224,6 +232,22 @@ def test_a_header_that_claims_a_huge_image_is_refused_before_any_pixel_is_decode
         warnings.simplefilter("error")  # Pillow's own guard would warn, or raise something else
         with pytest.raises(UnreadableImageError, match="60000 x 60000 is 3,600,000,000 pixels, more than the limit"):
             decode(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF", "JPEG2000"])
+def test_newer_formats_are_refused_by_their_header_too_and_laid_on_white(kind):
+    content = encoded(PIXELS, kind)
+    with pytest.raises(UnreadableImageError, match="30 x 20 is 600 pixels, more than the limit of 599"):
+        decode(content, Limits(max_pixels=599))
+    clear = Image.fromarray(PIXELS)
+    clear.putalpha(0)
+    assert pixels(encoded(clear, kind)).min() >= 253
+
+
+def test_heic_without_its_library_names_it(monkeypatch):
+    monkeypatch.setattr("pipeline.data.decoding.HeifImageFile", None)
+    with pytest.raises(MissingDecoderError, match=r"pip install 'image-feature-pipeline\[heif\]'"):
+        decode(encoded(PIXELS, "HEIF"))
 
 
 def test_limits_are_the_callers():

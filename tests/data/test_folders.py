@@ -172,7 +172,7 @@ def test_the_listing_is_the_same_every_time(load, root):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "No images in .*: looked for .bmp, "),
+        ([], "No images in .*: looked for .avif, .bmp, "),
         (["notes.txt"], r"No images in .* Passed over: 'notes.txt' \('.txt' is no image's extension\)"),
         (["a/1.png"], "has one class, 'a'; telling images apart takes at least two"),
         (["a/1.png", "b/notes.txt"], "No usable image in .* for class 'b'"),
@@ -262,3 +262,13 @@ def test_a_class_in_the_other_spelling_alone_is_shown_in_one_without_a_note(load
     write_images(root, "train/cafe\u0301/1.png", "train/tea/2.png", "val/cafe\u0301/3.png", "val/tea/4.png")
     dataset = load(root)
     assert dataset.classes == ("caf\u00e9", "tea") and not dataset.notes
+
+
+def test_what_phones_and_browsers_write_is_taken_by_its_content(tmp_path, load, monkeypatch):
+    names = ("a/1.jfif", "a/2.JPE", "b/3.avif", "b/4.jp2", "b/5.heic")  # all of them PNG files, which is no matter
+    write_images(tmp_path / "data", *names)
+    assert load(tmp_path / "data").paths == list(names)
+    monkeypatch.setattr("pipeline.data.listing._has_heif", lambda: False)
+    dataset = load(tmp_path / "data")
+    assert dataset.paths == list(names[:4]) and dataset.skipped[0][0] == "b/5.heic"
+    assert any(note.startswith("1 files are left out: HEIC needs pillow-heif: pip install") for note in dataset.notes)

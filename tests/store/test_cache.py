@@ -12,6 +12,7 @@ from store_tools import SPEC, Listing, contents, digest, extract, listing, meta,
 
 from pipeline.core.errors import CacheError, UnknownNameError
 from pipeline.store import CacheWriter, FeatureCache, Spec
+from pipeline.store.row_index import OUTDATED_REASONS
 
 
 def rows_of(path):
@@ -160,6 +161,17 @@ def test_a_row_is_worth_more_than_a_neighbours_failure(tmp_path):
     assert extract(place(tmp_path, "two"), more).plan.known_failures == 0
     with FeatureCache.open(place(tmp_path, "two")) as cache:
         assert len(cache) == 4 and cache.skipped == []
+
+
+def test_what_an_earlier_version_could_not_read_is_tried_again(tmp_path):
+    for reason, again in (("truncated", 0), (next(iter(OUTDATED_REASONS)), 1)):
+        path, images = place(tmp_path / str(again)), listing(3)
+        with CacheWriter.open(path, SPEC) as writer:
+            writer.plan(images.digests)
+            writer.commit(0, network(images.digests[:2]), {2: reason})
+            writer.finish(paths=images.paths, labels=images.labels, splits=images.splits,
+                          classes=images.classes).close()
+        assert len(extract(path, images).computed) == again
 
 
 def test_a_block_of_failures_needs_no_rows_of_any_shape(tmp_path):
