@@ -23,7 +23,8 @@ from ..store.spec import Spec, joined_spec
 from . import bundled, timm_models, torchvision_models
 from .layer_names import POOLED
 from .quantisation import quantisation
-from .weights import Architecture, Listing, Weights, load_into, read_state
+from .state_dicts import MisfitError, load_into, read_state, split_part
+from .weights import Architecture, Listing, Weights
 
 if TYPE_CHECKING:
     from .layers import FeatureNetwork
@@ -103,7 +104,9 @@ class Backbone:
     @property
     def label(self) -> str:
         """The name, and whatever is not as usual: for people, in tables and run names."""
-        weights = Path(self.weights.label).stem if self.weights.label not in self.architecture.tags[:1] else ""
+        file, part = split_part(self.weights.label)
+        named = "-".join(filter(None, (file.stem, part)))
+        weights = named if self.weights.label not in self.architecture.tags[:1] else ""
         layer = self.layer if self.layer != POOLED else ""
         precision = self.precision if self.precision != "float32" else ""
         decoding = "fast-decode" if self.fast_decode else self.decoder if self.decoder != "pillow" else ""
@@ -221,9 +224,11 @@ class Backbone:
         """
         from .layers import FeatureNetwork
 
-        network = self.architecture.skeleton()
-        state = self.architecture.convert(self.weights.load())
-        load_into(network, state, f"{self.weights.label} does not fit {self.name}")
+        network, state = self.architecture.skeleton(), self.weights.load()
+        try:
+            load_into(network, state, f"{self.weights.label} does not fit {self.name}", self.architecture.convert)
+        except MisfitError as error:
+            raise WeightsError(f"{error}{torchvision_models.closest(state, error.prefix)}") from error
         return FeatureNetwork(network.eval(), self.layer, self.transform.crop)
 
 
@@ -283,8 +288,8 @@ def resolve(
         chosen = architecture.pretrained(tag)
     elif str(weights) == "random":
         chosen = random_weights(architecture, seed)
-    elif Path(weights).is_file():
-        chosen = Weights.from_file(Path(weights))
+    elif split_part(weights)[0].is_file():
+        chosen = Weights.from_file(weights)
     else:
         known = ", ".join((*architecture.tags, "random"))
         raise PipelineError(f"No weights {str(weights)!r} for {name}: there is no such file. Known by name: {known}.")

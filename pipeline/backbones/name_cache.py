@@ -19,6 +19,7 @@ from ..store.paths import safe_name
 from ..store.spec import canonical_json
 from .backbone import Backbone, as_described, description, resolve
 from .bundled import BUNDLED
+from .state_dicts import split_part
 from .weights import Weights
 
 LIBRARIES = ("image-feature-pipeline", "torch", "torchvision", "timm")
@@ -37,7 +38,8 @@ def resolve_again(name: str, weights: str | Path | None = None, *rest: Any, cach
     if cache_dir is None or name in BUNDLED:  # these tell without any import
         return resolve(name, weights, *rest)
     # a file is known by its content: it may have been replaced since
-    content = Weights.from_file(Path(weights)).digest if weights is not None and Path(weights).is_file() else None
+    known = weights is not None and split_part(weights)[0].is_file()
+    content = Weights.from_file(weights).digest if weights is not None and known else None
     question = canonical_json([name, None if weights is None else str(weights), content, rest,
                                [installed(library) for library in LIBRARIES]])
     stem = f"{safe_name(name)}-{hashlib.sha256(question.encode()).hexdigest()[:12]}"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import PipelineError, UnknownNameError, WeightsError, one_line
 from ..data.transforms import Transform
-from .weights import Architecture, State, Weights, rename
+from .state_dicts import State, rename
+from .weights import Architecture, Weights
 
 if TYPE_CHECKING:
     from torch import nn

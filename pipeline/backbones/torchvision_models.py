@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnknownNameError, WeightsError, one_line
 from ..data.transforms import Transform
-from .weights import Architecture, Listing, State, Weights, rename
+from .state_dicts import State, rename
+from .weights import Architecture, Listing, Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -153,6 +155,24 @@ def laid_out(architecture: Architecture) -> nn.Module:
     with shapes_only():
         network = architecture.skeleton()
     return network.to("meta").eval()
+
+
+def closest(state: State, prefix: str = "") -> str:
+    """Return a sentence that names the network which a state dict fits best; empty where it fits none well."""
+    state = rename(state, lambda key: key.removeprefix(prefix))
+    best, most = "", 0.8
+    for _, family in itertools.groupby(names(), lambda name: re.match("(wide_)?[a-z]+", name)[0]):  # type: ignore[index]
+        for name in family:
+            architecture = find(name)
+            assert architecture is not None
+            expected, part = laid_out(architecture).state_dict(), architecture.convert(state)
+            shared = expected.keys() & part.keys()
+            if len(shared) < len(expected) / 10:
+                break  # its relatives, some of which take a second to lay out, call their layers likewise
+            same = sum(expected[key].shape == part[key].shape for key in shared)
+            if (share := same / max(len(expected), len(part), 1)) > most:
+                best, most = name, share
+    return f" They fit {best}{'' if most == 1 else f' for {most:.0%}'}: --backbone {best}." if best else ""
 
 
 def listings() -> list[Listing]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from ..core.errors import PipelineError
 from ..core.machine import installed
 from .parser import command_parser
-from .printing import printable
+from .printing import PrintedLog, printable
 from .recipes.run import add_commands
 
 DONE, INTERRUPTED = 0, 130
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return DONE
         options = parser.parse_args(arguments)
-        result = options.command(options)
+        with PrintedLog("pipeline.backbones"):
+            result = options.command(options)
         sys.stdout.flush()
         return DONE if result is None else result
     except PipelineError as error:

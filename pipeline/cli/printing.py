@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -32,6 +33,36 @@ def print_beside_bars(line: str) -> None:
 def print_notes(lines: Iterable[str]) -> None:
     for line in lines:
         print(f"note: {line}", file=sys.stderr)
+
+
+class PrintedLog(logging.Handler):
+    """Prints what a room that has no way to return notes logs while the `with` block lasts, each line once.
+
+    Parameters
+    ----------
+    room : str
+        Name of its logger.
+    """
+
+    def __init__(self, room: str):
+        super().__init__(logging.INFO)
+        self._logger, self._told = logging.getLogger(room), set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line, if it is new."""
+        if (line := record.getMessage()) not in self._told:
+            self._told.add(line)
+            print_beside_bars(f"note: {line}")
+
+    def __enter__(self) -> PrintedLog:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.INFO)
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
 
 
 def print_calibration(run: dict[str, Any]) -> None:
