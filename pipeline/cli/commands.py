@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.errors import CheckFailedError, PipelineError
-from .flags import HEAD_SETTINGS, limits_of, scheduler_of
+from .flags import HEAD_SETTINGS, limits_of, scheduler_of, splitting_of
 from .predictions import (
     as_values,
     print_doubts,
@@ -41,7 +41,7 @@ def extract(options: argparse.Namespace) -> None:
     scheduler = scheduler_of(options)
     note_builtin(options)
     asked: dict[str, Any] = {
-        "views": views_of(options), "val_fraction": options.val_fraction, "rehash": options.rehash,
+        "views": views_of(options), **splitting_of(options), "rehash": options.rehash,
         "retry_failed": options.retry_failed, "limits": limits_of(options), "cache_dir": options.cache_dir,
         "dataset_name": options.dataset_name,
         "batch_size": options.batch_size, "workers": options.workers, "device": options.device,
@@ -167,7 +167,7 @@ def finetune(options: argparse.Namespace) -> None:
     settings = FinetuneSettings.of(options.preset, **given)
     run = finetune(
         options.data, backbone_of(options, precision="float32"), settings, name=options.name,
-        overwrite=options.overwrite, resume=options.resume, val_fraction=options.val_fraction,
+        overwrite=options.overwrite, resume=options.resume, **splitting_of(options),
         limits=limits_of(options), cache_dir=options.cache_dir, dataset_name=options.dataset_name,
         runs_dir=options.runs_dir, progress=progress_bars(),
         log=print_beside_bars,

@@ -159,7 +159,18 @@ def add_data(parser: Parser, splitting: bool = True, positional: bool = True) ->
                              "folder's of that name by its place)")
     if splitting:
         parser.add_argument("--val-fraction", type=float, metavar="SHARE",
-                            help="share of the images without a given split that becomes val (default: 0.2)")
+                            help="share of the images without a given split that becomes val, in each class (default: "
+                                 "0.2)")
+        parser.add_argument("--test-fraction", type=float, metavar="SHARE",
+                            help="share that becomes test, likewise (default: 0)")
+        parser.add_argument("--group-duplicates", action="store_true",
+                            help="keep images that look the same in one split (reads every image once more)")
+
+
+def splitting_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags that say how images without a given split are divided."""
+    return {"val_fraction": options.val_fraction, "test_fraction": options.test_fraction,
+            "group_duplicates": options.group_duplicates}
 
 
 def add_backbone(parser: Parser, precision: bool = True) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.errors import CheckFailedError
 from .commands import backbone_of, note_builtin, views_of
-from .flags import add_backbone, add_command, add_data, add_features, add_limits, add_views, limits_of
+from .flags import add_backbone, add_command, add_data, add_features, add_limits, add_views, limits_of, splitting_of
 from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size
 
 
@@ -40,7 +40,7 @@ def show(options: argparse.Namespace) -> None:
     from ..data import load_dataset
     from ..reports.pictures import dataset_sheet, save
 
-    dataset = load_dataset(options.data, cache_dir=options.cache_dir, val_fraction=options.val_fraction,
+    dataset = load_dataset(options.data, cache_dir=options.cache_dir, **splitting_of(options),
                            progress=progress_bars())
     page, shown = dataset_sheet(dataset, options.split, options.count, options.augmentation, options.seed)
     save(page, options.out)
@@ -107,7 +107,7 @@ def layers(options: argparse.Namespace) -> None:
 
     note_builtin(options)
     found = survey_layers(
-        options.data, backbone_of(options, precision="float32"), val_fraction=options.val_fraction,
+        options.data, backbone_of(options, precision="float32"), **splitting_of(options),
         limits=limits_of(options), cache_dir=options.cache_dir, dataset_name=options.dataset_name,
         runs_dir=options.runs_dir, device=options.device, storage=options.storage, seed=options.seed,
         progress=progress_bars(),

@@ -17,16 +17,15 @@ from .builtin import DATASETS, TORCHVISION
 from .class_names import in_one_spelling
 from .containers import expand, is_contained, list_contained, title_of
 from .decoding import read_bytes
-from .digests import digest_files, fraction, memo_file
+from .digests import digest_files, memo_file
 from .files import DEFAULT_LIMITS, Limits, Place, is_url
 from .given import on_disk
-from .listing import SPLITS, UNDECIDED, Samples, check_classes, first_few
-from .remarks import label_remarks, missing_decoders, split_remarks
+from .listing import SPLITS, Samples, check_classes, first_few
+from .remarks import label_remarks, missing_decoders
 from .sources import CONTAINERS
+from .splits import SplitRule, decide_splits
 from .table_files import is_table, may_be_table
 from .tables import list_tables, table_options
-
-VAL_FRACTION = 0.2
 
 
 def without_limit(data: str) -> tuple[str, int | None]:
@@ -152,6 +151,8 @@ def load_dataset(
     *,
     cache_dir: str | Path = "cache",
     val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    group_duplicates: bool = False,
     rehash: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | bool = silent,
@@ -165,10 +166,8 @@ def load_dataset(
         behind it takes the first N images, see `pipeline.data.dataset.keep_first`.
     cache_dir : str or Path
         Keeps downloads and the memory of digests.
-    val_fraction : float, optional
-        Share of the images without a given split that becomes val: an image does if its digest, as a fraction,
-        lies below. So further images never move old ones, and duplicates stay together. By default 0.2 for data
-        without any split; data with train and test only then keep all of train, and give from it if asked.
+    val_fraction, test_fraction, group_duplicates
+        How images without a given split are divided, see `pipeline.data.splits.SplitRule`.
     rehash : bool
         Read every file even if its size and times say that it is unchanged.
     limits : Limits
@@ -182,8 +181,7 @@ def load_dataset(
         There is no such data set, or it cannot be used as it is.
     """
     progress = shown(progress)
-    if val_fraction is not None and not 0 <= val_fraction < 1:
-        raise DataError(f"The share of val must be at least 0 and below 1, not {val_fraction}.")
+    rule = SplitRule(val_fraction, test_fraction, group_duplicates)
     cache_dir = Path(cache_dir)
     data, limit = without_limit(on_disk(data, cache_dir))
     samples = _loader(data)(cache_dir, progress)
@@ -200,7 +198,8 @@ def load_dataset(
     )
     digests = _drop(failures, samples, digests)
     check_classes(samples.classes, samples.labels, samples.root)
-    _decide_splits(samples, digests, val_fraction)
+    samples.notes += decide_splits(samples, digests, rule, cache_dir, limits,
+                                   lambda index: read_bytes(samples.root / samples.paths[index], limits), progress)
     dataset = Dataset(
         samples.name,
         samples.root,
@@ -261,13 +260,3 @@ def _drop(failures: dict[int, str], samples: Samples, digests: np.ndarray) -> np
     if not samples.paths:
         raise DataError(f"No usable image in {samples.root}: {first_few(map(': '.join, samples.skipped))}.")
     return digests[keep]
-
-
-def _decide_splits(samples: Samples, digests: np.ndarray, val_fraction: float | None) -> None:
-    splits = samples.splits
-    undecided = splits == UNDECIDED
-    if val_fraction is not None and "val" not in splits:
-        undecided |= splits == "train"
-    share = VAL_FRACTION if val_fraction is None else val_fraction
-    splits[undecided] = np.where(fraction(digests[undecided]) < share, "val", "train")
-    samples.notes += split_remarks(samples, share if undecided.any() else None)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .listing import HEIF_MISSING, Samples, first_few
+from .listing import HEIF_MISSING, first_few
 
 
 class Labelled(Protocol):
@@ -33,20 +33,6 @@ class Labelled(Protocol):
     @property
     def digests(self) -> np.ndarray:
         """Shape (N, 16), uint8: of each image's content."""
-
-
-def split_remarks(samples: Samples, share: float | None) -> list[str]:
-    """Say how train and val came about, if content decided (by this share), and what is missing."""
-    train, val = samples.splits == "train", samples.splits == "val"
-    if share is None:
-        lacks = samples.classes and train.any() and not val.any()
-        return ["There is no val split; --val-fraction takes one from train."] if lacks else []
-    remarks = [f"Split by content: {train.sum()} train and {val.sum()} val images, for a share of {share:g}."]
-    without = set(range(len(samples.classes))) - set(samples.labels[val].tolist())
-    if share and without:
-        names = [repr(samples.classes[index]) for index in sorted(without)]
-        remarks.append(f"No val image of class {first_few(names)}: too few images for that share.")
-    return remarks
 
 
 def missing_decoders(skipped: Sequence[tuple[str, str]]) -> list[str]:

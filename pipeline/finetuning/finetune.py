@@ -18,6 +18,7 @@ from ..core.errors import CacheError, PipelineError, RunError, check_keywords
 from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
+from ..data.splits import SplitRule
 from ..engines import Running
 from ..runs.classifier import ImageClassifier, linear_head
 from ..runs.run import Run, RunPlace, claimed, file_safe, place_for, prediction_rows, write_run
@@ -47,6 +48,8 @@ def finetune(
     overwrite: bool = False,
     resume: bool = False,
     val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    group_duplicates: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
@@ -59,7 +62,7 @@ def finetune(
 
     Parameters
     ----------
-    data, val_fraction, limits, cache_dir, dataset_name
+    data, val_fraction, test_fraction, group_duplicates, limits, cache_dir, dataset_name
         See `pipeline.extract`.
     backbone : str or Backbone
     settings : FinetuneSettings, optional
@@ -104,13 +107,14 @@ def finetune(
         from .cutting import with_unfreeze
 
         settings = with_unfreeze(settings, network)
-    dataset = load_named(
-        data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
-    )
-    asked = {"data": str(dataset.root), "val_fraction": val_fraction, "features": network.spec.sha256,
+    splitting = SplitRule(val_fraction, test_fraction, group_duplicates).to_dict()
+    dataset = load_named(data, dataset_name, cache_dir=cache_dir, limits=limits, progress=progress, **splitting)
+    asked = {"data": str(dataset.root), **splitting, "features": network.spec.sha256,
              "finetune": settings.deciding}
     usual = Path(runs_dir) / file_safe(name or f"{dataset.name}-{network.label}-{settings.strategy}")
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
+    for line in dataset.notes if first else ():
+        log(f"note: {line}")
     claim = claimed(usual, asked, overwrite) if first else nullcontext(place_for(usual, asked, overwrite))
     with claim as place:
         if resume and (finished := _finished(place.path, usual, training_plan(dataset, network, settings))):
@@ -118,18 +122,18 @@ def finetune(
             return finished if first else None
         probe, activations, extract_seconds = None, None, 0.0
         if settings.cached:
-            origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(limits)}
+            origin = {"data": data, **splitting, "limits": asdict(limits)}
             activations, extract_seconds = _activations(
                 dataset, network, settings, Path(cache_dir), origin if first else None, progress, log)
         elif STRATEGIES[settings.strategy].probe and first:
-            probe, extract_seconds = _probe(data, network, val_fraction, Path(cache_dir), settings, progress)
+            probe, extract_seconds = _probe(data, network, splitting, Path(cache_dir), settings, progress)
         result = train(
             dataset, network, settings, run_folder=place.path, resume=resume, probe=probe, activations=activations,
             progress=progress, log=log,
         )
         if result is None:
             return None
-        origin = {"name": dataset.name, "root": str(dataset.root), "data": data, "val_fraction": val_fraction}
+        origin = {"name": dataset.name, "root": str(dataset.root), "data": data, **splitting}
         return save_finetuned(result, dataset, settings, place, origin, extract_seconds, network.label, asked,
                               activations)
 
@@ -197,12 +201,11 @@ def _is_complete(path: Path, spec: Spec, dataset: Dataset) -> bool:
 
 
 def _probe(
-    data: str, backbone: Backbone, val_fraction: float | None, cache_dir: Path, settings: FinetuneSettings,
+    data: str, backbone: Backbone, splitting: Mapping[str, Any], cache_dir: Path, settings: FinetuneSettings,
     progress: Progress,
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, float]:  # fmt: skip
     """Solve logistic regression on cached features, extracting them first if need be; None where a class is absent."""
-    done = extract(data, backbone, val_fraction=val_fraction, cache_dir=cache_dir, device=settings.device,
-                   progress=progress)
+    done = extract(data, backbone, cache_dir=cache_dir, device=settings.device, progress=progress, **splitting)
     with done.open() as cache:
         head: Any = fit_head(cache, "logistic", Training(seed=settings.seed)).head
         complete = len(head.classes_) == len(cache.classes)

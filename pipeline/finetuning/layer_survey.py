@@ -124,6 +124,8 @@ def survey_layers(
     backbone: str | Backbone = DEFAULT,
     *,
     val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    group_duplicates: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
@@ -139,7 +141,7 @@ def survey_layers(
 
     Parameters
     ----------
-    data, backbone, val_fraction, limits, cache_dir, dataset_name
+    data, backbone, val_fraction, test_fraction, group_duplicates, limits, cache_dir, dataset_name
         See `pipeline.extract`.
     runs_dir : path-like
         Where reports find the result.
@@ -164,7 +166,8 @@ def survey_layers(
         raise UnknownNameError("storage", storage, STORAGES)
     places = cut_places(plain)
     layers = "+".join([*(f"{place.layer}:meanmax" for place in places[:-1]), POOLED])
-    done = extract(data, replace(plain, layer=layers), val_fraction=val_fraction, limits=limits, cache_dir=cache_dir,
+    done = extract(data, replace(plain, layer=layers), val_fraction=val_fraction,
+                   test_fraction=test_fraction, group_duplicates=group_duplicates, limits=limits, cache_dir=cache_dir,
                    dataset_name=dataset_name, device=device, progress=progress)
     with done.open() as cache:
         probes = _probed(cache, seed, progress)

@@ -18,6 +18,7 @@ from ..core.progress import Progress, silent
 from ..data import Dataset, Limits, load_dataset, place, read_bytes
 from ..data.augmentation import Views
 from ..data.digests import digest_files, memo_file
+from ..data.splits import SplitRule
 from ..engines import Embedder, Running
 from ..runs.run import list_runs
 from ..store import FeatureCache, cache_path, list_caches, nearest, open_caches, roots, verify_cache
@@ -156,10 +157,10 @@ def find_cache(
         raise CacheError(_missing(Path(cache_dir), data, dataset, backbone, name))
     cache = FeatureCache.open(path, spec=backbone.spec)
     origin = cache.meta.get("origin", {})
-    val_fraction, limits = origin.get("val_fraction"), Limits(**origin.get("limits", {}))
-    if (val_fraction, limits) != (None, dataset.limits):
+    rule, limits = SplitRule.of(origin), Limits(**origin.get("limits", {}))
+    if (rule, limits) != (SplitRule(), dataset.limits):
         dataset = load_named(
-            data, dataset.name, cache_dir=cache_dir, val_fraction=val_fraction, limits=limits, progress=progress
+            data, dataset.name, cache_dir=cache_dir, limits=limits, progress=progress, **rule.to_dict()
         )
     if changed := changes(cache, dataset):
         cache.close()

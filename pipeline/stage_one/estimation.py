@@ -38,6 +38,8 @@ def estimate(
     *,
     views: int | Views | None = None,
     val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    group_duplicates: bool = False,
     rehash: bool = False,
     retry_failed: bool = False,
     machines: int | None = None,
@@ -56,7 +58,8 @@ def estimate(
 
     Parameters
     ----------
-    data, backbone, views, val_fraction, rehash, retry_failed, limits, cache_dir, dataset_name
+    data, backbone, views, val_fraction, test_fraction, group_duplicates, rehash, retry_failed, limits, cache_dir, \
+    dataset_name
         See `extract`.
     batch_size, workers, device, engine
         See `extract`.
@@ -67,7 +70,8 @@ def estimate(
     progress = shown(progress)
     network = with_views(backbone_of(backbone, cache_dir=cache_dir), views)
     dataset = load_named(
-        data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits,
+        data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction,
+        test_fraction=test_fraction, group_duplicates=group_duplicates, rehash=rehash, limits=limits,
         progress=progress,
     )  # fmt: skip
     return estimate_extraction(

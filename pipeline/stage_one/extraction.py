@@ -16,6 +16,7 @@ from ..core.progress import Progress, note, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, on_disk
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
+from ..data.splits import SplitRule
 from ..engines import Running
 from ..engines.engine import accelerated
 from ..store import CacheWriter, FeatureCache, Plan, cache_path
@@ -37,6 +38,8 @@ def extract(
     seed: int = 0,
     views: int | Views | None = None,
     val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    group_duplicates: bool = False,
     rehash: bool = False,
     retry_failed: bool = False,
     part_rows: int | None = None,
@@ -64,7 +67,7 @@ def extract(
     views : int or Views, optional
         Of each image, the plain one and random ones: see `pipeline.data.augmentation.Views`. By default the plain one
         alone.
-    val_fraction, rehash, limits
+    val_fraction, test_fraction, group_duplicates, rehash, limits
         See `pipeline.data.load_dataset`.
     retry_failed, part_rows, scheduler
         See `pipeline.stage_one.extraction.extract_features`.
@@ -97,14 +100,14 @@ def extract(
     data = on_disk(data, cache_dir)
     progress = shown(progress)
     network = with_views(backbone_of(backbone, weights, layer, precision, seed, cache_dir=cache_dir), views)
+    splitting = SplitRule(val_fraction, test_fraction, group_duplicates).to_dict()
     dataset = load_named(
-        data, dataset_name, cache_dir=cache_dir, val_fraction=val_fraction, rehash=rehash, limits=limits,
-        progress=progress,
-    )  # fmt: skip
+        data, dataset_name, cache_dir=cache_dir, rehash=rehash, limits=limits, progress=progress, **splitting
+    )
     done = extract_features(
         dataset, network, Running(device, engine, batch_size, workers), cache_dir=Path(cache_dir),
         retry_failed=retry_failed, part_rows=part_rows, scheduler=scheduler, progress=progress, tell=tell,
-        origin={"data": data, "val_fraction": val_fraction, "limits": asdict(limits)},
+        origin={"data": data, **splitting, "limits": asdict(limits)},
     )  # fmt: skip
     for line in done.notes:
         note(line)

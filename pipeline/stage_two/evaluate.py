@@ -15,6 +15,7 @@ from ..core.errors import CacheError, DataError, PipelineError, UnknownNameError
 from ..core.progress import Progress, shown, silent
 from ..data import Dataset, Limits, on_disk
 from ..data.files import DEFAULT_LIMITS
+from ..data.splits import SplitRule
 from ..engines import Running
 from ..evaluation import evaluate
 from ..evaluation.comparison import compared
@@ -175,13 +176,13 @@ def _cached(
             missing, failed = np.flatnonzero(~_rows_of(cache, dataset.digests)[1]), dict(cache.skipped)
             if all(dataset.paths[index] in failed for index in missing.tolist()):
                 return path
-            val_fraction = cache.meta.get("origin", {}).get("val_fraction")
+            splitting = SplitRule.of(cache.meta.get("origin", {})).to_dict()
     except CacheError:
-        val_fraction = None
+        splitting = SplitRule().to_dict()
     listed = load_named(
-        data, dataset.name, cache_dir=cache_dir, val_fraction=val_fraction, limits=dataset.limits, progress=progress
+        data, dataset.name, cache_dir=cache_dir, limits=dataset.limits, progress=progress, **splitting
     )
-    origin = {"data": data, "val_fraction": val_fraction, "limits": asdict(dataset.limits)}
+    origin = {"data": data, **splitting, "limits": asdict(dataset.limits)}
     found = _as_named(backbone)
     return extract_features(listed, found, running, cache_dir=cache_dir, origin=origin, progress=progress).path
 

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from images import write_images
 
-from pipeline.core.errors import DataError
-from pipeline.data import Limits, load_dataset
+from pipeline.data import Limits
 from pipeline.data import digests as module
 from pipeline.data import files as fingerprints
 from pipeline.data.digests import digest_files, fraction
@@ -188,56 +187,3 @@ def test_missing_and_oversized_files_are_failures_with_a_reason(root):
 def test_a_digest_as_a_fraction_is_its_leading_number(content):
     value = fraction(np.frombuffer(content, np.uint8)[None])[0]
     assert value == int.from_bytes(content[:8], "big") / 2**64
-
-
-def test_the_split_goes_by_content_so_that_adding_renaming_and_copying_moves_no_image(tmp_path):
-    root = write_images(tmp_path / "r", *(f"{name}/{number}.png" for name in "ab" for number in range(60)))
-
-    def split_of_contents() -> dict[bytes, str]:
-        dataset = load_dataset(str(root), cache_dir=tmp_path / "cache")
-        found: dict[bytes, str] = {}
-        for row, split in zip(dataset.digests, dataset.splits, strict=True):
-            assert found.setdefault(row.tobytes(), split) == split, "duplicates are on one side"
-        return found
-
-    before = split_of_contents()
-    assert 8 <= sum(split == "val" for split in before.values()) <= 42
-    write_images(root, *(f"{name}/new{number}.png" for name in "abc" for number in range(20)))
-    (root / "a/7.png").rename(root / "b/renamed.png")
-    (root / "a/copy.png").write_bytes((root / "b/9.png").read_bytes())
-    after = split_of_contents()
-    assert before.items() <= after.items()
-
-
-def test_the_share_of_val_is_the_users_and_checked(tmp_path):
-    root = write_images(tmp_path / "r", *(f"{name}/{number}.png" for name in "ab" for number in range(100)))
-    counts = []
-    for share in (0, 0.2, 0.5):
-        counts.append(len(load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=share).select("val")))
-    assert counts[0] == 0 < counts[1] < counts[2]
-    for share in (-0.1, 1, float("nan")):
-        with pytest.raises(DataError, match="share of val must be at least 0 and below 1, not"):
-            load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=share)
-
-
-def test_given_splits_stay_and_val_is_taken_from_train_only_if_asked(tmp_path):
-    names = [f"{split}/{name}/{number}.png" for split in ("train", "test") for name in "ab" for number in range(40)]
-    root = write_images(tmp_path / "r", *names)
-    plain = load_dataset(str(root), cache_dir=tmp_path / "c")
-    assert [len(plain.select(split)) for split in ("train", "val", "test")] == [80, 0, 80]
-    assert plain.notes == ("There is no val split; --val-fraction takes one from train.",)
-    asked = load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=0.3)
-    assert len(asked.select("test")) == 80
-    assert 0 < len(asked.select("val")) < 60
-    write_images(root, "val/a/1.png")
-    given = load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=0.3)
-    assert [len(given.select(split)) for split in ("train", "val", "test")] == [80, 1, 80]
-
-
-def test_a_class_too_small_for_val_is_remarked_on(tmp_path):
-    root = write_images(tmp_path / "r", "rare/1.png", *(f"often/{number}.png" for number in range(60)))
-    notes = load_dataset(str(root), cache_dir=tmp_path / "c", val_fraction=1e-9).notes
-    assert notes == (
-        "Split by content: 61 train and 0 val images, for a share of 1e-09.",
-        "No val image of class 'often', 'rare': too few images for that share.",
-    )
