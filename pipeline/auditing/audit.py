@@ -20,6 +20,7 @@ from ..reports.pictures import contact_sheet
 from ..runs.run import Run, list_runs
 from ..stage_one.caches import CacheChoice, Features
 from ..store import FeatureCache
+from .cleaning import write_clean
 from .findings import EVALUATED, Audit
 
 MOST = 60  # images on a sheet
@@ -36,6 +37,7 @@ def audit(
     runs: Sequence[str] | None = None,
     threshold: float | None = None,
     sheets: str | Path | None = None,
+    write: str | Path | None = None,
     seed: int = 0,
     cache_dir: str | Path = "cache",
     dataset_name: str | None = None,
@@ -54,11 +56,14 @@ def audit(
         Cosine from which two images count as nearly the same; see `pipeline.auditing`.
     sheets : path-like, optional
         Folder for the contact sheets; ``<runs_dir>/audit-<data set>`` by default.
+    write : path-like, optional
+        Where to write the cleaned list of images, see `pipeline.auditing.cleaning.clean`.
 
     Returns
     -------
     dict
-        Plain values: those of `pipeline.auditing.Audit.to_dict`, ``runs`` (see its `Rescored`), ``sheets``.
+        Plain values: those of `pipeline.auditing.Audit.to_dict`, ``runs`` (see its `Rescored`), ``sheets``, and
+        ``cleaned`` where a list was written.
     """
     from .findings import audit_cache
     from .similar import NEAR
@@ -77,6 +82,7 @@ def audit(
             **found.to_dict(), "notes": [*cache.notes, *label_remarks(cache), *found.notes],
             "runs": [scored.to_dict() for scored in rescore(cache, found, chosen)],
             "sheets": [str(path) for path in write_sheets(found, cache, folder)],
+            **({"cleaned": write_clean(found, cache, write).to_dict()} if write else {}),
         }
 
 

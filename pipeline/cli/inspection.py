@@ -141,6 +141,9 @@ def _add_audit(verbs: Any) -> None:
     parser.add_argument("--near", type=float, metavar="COSINE",
                         help="from which two images count as nearly the same")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="for the contact sheets (default: runs/audit-DATA)")
+    parser.add_argument("--write", type=Path, metavar="CSV",
+                        help="write the list of images without copies, with near-duplicates in one split and labels of "
+                             "train that are nearly surely wrong changed; every command takes it as --data")
     parser.add_argument("--fail-on", choices=("leaks", "label-errors"), action="append", default=[],
                         help="exit with 1 if there are any; may be given twice")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
@@ -200,7 +203,7 @@ def audit(options: argparse.Namespace) -> None:
     found = audit(
         options.data, DEFAULT if options.features else backbone_of(options), features=options.features,
         views=views_of(options),
-        runs=options.runs, threshold=options.near, sheets=options.sheets, seed=options.seed,
+        runs=options.runs, threshold=options.near, sheets=options.sheets, write=options.write, seed=options.seed,
         cache_dir=options.cache_dir, dataset_name=options.dataset_name, runs_dir=options.runs_dir,
         progress=progress_bars(),
     )  # fmt: skip
@@ -244,6 +247,10 @@ def print_audit(found: dict[str, Any], most: int = 10) -> None:
     if rows:
         print()
         print_table(("run", "on", "leaked", "accuracy", "without them", "95 % interval", "balanced"), rows)
+    if cleaned := found.get("cleaned"):
+        beside = f" (see {cleaned['dropped_path']})" if cleaned["dropped"] else ""
+        print(f"\n{cleaned['path']}: {cleaned['kept']:,} images; {cleaned['dropped']} dropped{beside}, "
+              f"{cleaned['moved']} moved to another split, {cleaned['relabelled']} relabelled: its last column says why")
     print_notes([*found["notes"], *(f"look at {path}" for path in found["sheets"])])
 
 

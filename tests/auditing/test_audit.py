@@ -186,3 +186,37 @@ def test_leaks_fail_a_check_only_where_that_was_asked_for(project, capsys):
 def test_a_threshold_that_is_no_cosine_is_refused(project, capsys):
     assert main(["audit", "--data", "pets", "--near", "90"]) == 2
     assert "cosine above 0 and up to 1, not 90.0" in capsys.readouterr().err
+
+
+def test_the_cleaned_list_drops_copies_moves_near_ones_and_relabels_train_alone(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "hymenoptera_data", "data")
+    train, val = Path("data/train"), Path("data/val")
+    bees = sorted((train / "bees").glob("*.jpg"))
+    shutil.copy(bees[0], val / "bees" / "leak.jpg")  # a copy in a later split
+    shutil.copy(bees[1], train / "bees" / "twice.jpg")  # a copy in the same split
+    shutil.copy(bees[2], train / "ants" / "contradiction.jpg")  # a copy under another label
+    Image.open(bees[3]).convert("RGB").resize((300, 300)).save(val / "bees" / "near.jpg", quality=60)
+    for number, file in enumerate(bees[10:14]):
+        file.rename(train / "ants" / f"swapped{number}.jpg")
+    pipeline.extract("data")
+    assert main(["audit", "--data", "data", "--write", "lists/clean.csv"]) == 0
+    found = pipeline.audit("data", write="lists/clean.csv")["cleaned"]  # our own list is replaced
+    before, after = pipeline.load_dataset("data"), pipeline.load_dataset("lists/clean.csv")
+    names = {Path(path).name: index for index, path in enumerate(after.paths)}
+    assert not {"leak.jpg", "twice.jpg", "contradiction.jpg", bees[2].name} & names.keys()
+    assert {bees[0].name, bees[1].name} <= names.keys()
+    assert after.splits[names["near.jpg"]] == "train"
+    relabelled = [number for number in range(4) if after.labels[names[f"swapped{number}.jpg"]] == 1]
+    assert len(relabelled) >= 2
+    assert found["dropped"] == 4 == len(before) - len(after) and found["moved"] >= 1
+    dropped = Path("lists/clean-dropped.csv").read_text()
+    assert "copies have several labels" in dropped and f"a copy of train/bees/{bees[0].name}" in dropped
+    labels = dict(zip(before.paths, before.labels.tolist(), strict=True))
+    assert all(labels[path.removeprefix("../data/")] == label for path, label, split in zip(
+        after.paths, after.labels.tolist(), after.splits, strict=True) if split == "val")  # fmt: skip
+    assert pipeline.extract("lists/clean.csv").computed == 0
+    Path("mine.csv").write_text("a,b\n")
+    with pytest.raises(pipeline.PipelineError, match="is there already"):
+        pipeline.audit("data", write="mine.csv")
+    assert Path("mine.csv").read_text() == "a,b\n"
