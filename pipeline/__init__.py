@@ -19,10 +19,11 @@ from .core.registry import lazy_names
 
 if TYPE_CHECKING:
     from .auditing.audit import audit
-    from .backbones import Backbone, resolve
+    from .backbones import Backbone, own_backbone, resolve
     from .core.errors import PipelineError
     from .data import Dataset, load_dataset
     from .data.augmentation import Views
+    from .data.transforms import Transform
     from .evaluation import evaluate
     from .finetuning import FinetuneSettings
     from .finetuning.finetune import finetune
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from .runs.export import export
     from .runs.scores import compare
     from .stage_one import estimate, extract
+    from .stage_one.embeddings import cache_embeddings
     from .stage_two import train_head, train_heads
     from .stage_two.evaluate import evaluate_runs
+    from .stage_two.fit import Sweep
     from .stage_two.train import learning_curve
     from .store import FeatureCache
 
@@ -52,8 +55,11 @@ _HOMES = {
     "PipelineError": "core.errors",
     "Prediction": "runs",
     "Run": "runs",
+    "Sweep": "stage_two.fit",
+    "Transform": "data.transforms",
     "Views": "data.augmentation",
     "audit": "auditing.audit",
+    "cache_embeddings": "stage_one.embeddings",
     "compare": "runs.scores",
     "estimate": "stage_one",
     "evaluate": "evaluation",
@@ -64,6 +70,7 @@ _HOMES = {
     "learning_curve": "stage_two.train",
     "load_dataset": "data",
     "make_head": "heads",
+    "own_backbone": "backbones",
     "predict": "runs.classifier",
     "report": "reports.page:write_report",
     "resolve": "backbones",
@@ -84,8 +91,11 @@ __all__ = [
     "PipelineError",
     "Prediction",
     "Run",
+    "Sweep",
+    "Transform",
     "Views",
     "audit",
+    "cache_embeddings",
     "compare",
     "estimate",
     "evaluate",
@@ -96,6 +106,7 @@ __all__ = [
     "learning_curve",
     "load_dataset",
     "make_head",
+    "own_backbone",
     "predict",
     "report",
     "resolve",

@@ -19,6 +19,7 @@ from .backbone import (
     from_description,
     listings,
     names,
+    own_backbone,
     resolve,
 )
 from .layer_names import POOLED, several
@@ -39,6 +40,7 @@ __all__ = [
     "from_description",
     "listings",
     "names",
+    "own_backbone",
     "resolve",
     "resolve_again",
     "several",

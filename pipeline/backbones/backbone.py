@@ -20,13 +20,15 @@ from ..data.files import DEFAULT_LIMITS, Limits
 from ..data.jpeg import read_header, turns
 from ..data.transforms import Transform
 from ..store.spec import Spec, joined_spec
-from . import bundled, timm_models, torchvision_models
+from . import bundled, own, timm_models, torchvision_models
 from .layer_names import POOLED
 from .quantisation import quantisation
 from .state_dicts import MisfitError, load_into, read_state, split_part
 from .weights import Architecture, Listing, Weights
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .layers import FeatureNetwork
 
 DEFAULT = "efficientnet_lite0"
@@ -35,7 +37,9 @@ DECODERS = ("pillow", "nvjpeg")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")
 STORAGES = ("float16", "float32")
 # in this order, so that a bundled name or one of timm's never waits for torchvision's import
-SOURCES: tuple[Callable[[str], Architecture | None], ...] = (bundled.find, timm_models.find, torchvision_models.find)
+SOURCES: tuple[Callable[[str], Architecture | None], ...] = (
+    bundled.find, own.find, timm_models.find, torchvision_models.find
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -300,6 +304,36 @@ def resolve(
                     quantisation=quantisation() if precision == "int8" else {}, decoder=decoder, storage=storage)
 
 
+def own_backbone(
+    module: nn.Module, transform: Any, name: str | None = None, layer: str = POOLED, precision: str = "float32",
+    fast_decode: bool = False,
+) -> Backbone:  # fmt: skip
+    """Return any network as a backbone, which `extract`, `finetune` and all else take.
+
+    It is known by its weights and its code's name, so that changed weights are never served old rows; of changed code
+    nothing is noticed. A run says which network it was made with: another process calls this first, with the same
+    name, before it predicts with such a run.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Maps normalised images (N, 3, H, W) to features (N, D); with `layer`, any network that has such a layer.
+    transform : Transform, torchvision's preset of some weights, or timm's data config
+        What its images go through.
+    name : str, optional
+        By default that of the module's class. Afterwards ``own:NAME`` is a backbone's name in this process.
+    layer, precision, fast_decode
+        See `resolve`.
+
+    Raises
+    ------
+    PipelineError
+        If the module has no weights, or the transform is none of these.
+    """
+    return resolve(own.register(module, transform, name or type(module).__name__), None, layer, precision,
+                   fast_decode=fast_decode)
+
+
 def find_architecture(name: str) -> Architecture:
     """Ask each source for an architecture of that name."""
     for find in SOURCES:
@@ -352,6 +386,8 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
     For engines that have the network already, kept under this very spec.
     """
 
+    _require_network(fields, folder)
+
     @cache
     def found() -> Backbone:
         return from_description(fields, folder)
@@ -372,6 +408,14 @@ def as_described(fields: Mapping[str, Any], folder: Path) -> Backbone:
                     fields.get("storage", ""))
 
 
+def _require_network(fields: Mapping[str, Any], folder: Path) -> None:
+    """Refuse what was trained on features that came without a network."""
+    if fields.get("given"):
+        raise PipelineError(f"{folder.name} was trained on features that {fields['name']!r} made elsewhere: there is "
+                            "no network to run on images. `pipeline.heads.load_head(folder)` gives the head, which "
+                            "takes such features.")
+
+
 def as_asked(fields: Mapping[str, Any]) -> Backbone:
     """Find the backbone of a description anew; whether it still is the same one, its spec tells."""
     asked = {"fast_decode": False, "resize": 0, "decoder": "pillow", "storage": "", **fields}
@@ -388,6 +432,7 @@ def from_description(fields: Mapping[str, Any], folder: Path) -> Backbone:
     WeightsError
         If the weights are gone, or are others than the run's.
     """
+    _require_network(fields, folder)
     spec = Spec(fields["spec"])
     if (folder / NETWORK_FILE).is_file():
         weights = Weights.from_state("fine-tuned", read_state(folder / NETWORK_FILE))

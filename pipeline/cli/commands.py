@@ -308,6 +308,21 @@ def _print_caches(entries: Sequence[Any]) -> None:
     print()
 
 
+def cache_import(options: argparse.Namespace) -> None:
+    from ..stage_one.embeddings import cache_embeddings, read_labels
+
+    told = read_labels(options.labels) if options.labels else {}
+    done = cache_embeddings(
+        options.file, told.get("label"), told.get("split"), paths=told.get("path"), source=options.source,
+        dataset_name=options.dataset_name, val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction, cache_dir=options.cache_dir,
+    )  # fmt: skip
+    print_notes(done.notes)
+    if options.json:
+        return print_json({**dataclasses.asdict(done), "path": str(done.path)})
+    print(f"{done.path}: {done.rows} rows; use them as --features {done.path}")
+
+
 def cache_verify(options: argparse.Namespace) -> None:
     from ..stage_one.caches import verify
 

@@ -250,7 +250,7 @@ def print_audit(found: dict[str, Any], most: int = 10) -> None:
     if cleaned := found.get("cleaned"):
         beside = f" (see {cleaned['dropped_path']})" if cleaned["dropped"] else ""
         print(f"\n{cleaned['path']}: {cleaned['kept']:,} images; {cleaned['dropped']} dropped{beside}, "
-              f"{cleaned['moved']} moved to another split, {cleaned['relabelled']} relabelled: its last column says why")
+              f"{cleaned['moved']} moved to another split, {cleaned['relabelled']} relabelled (why: its last column)")
     print_notes([*found["notes"], *(f"look at {path}" for path in found["sheets"])])
 
 

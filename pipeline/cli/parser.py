@@ -136,14 +136,24 @@ def _add_predict(verbs: Any) -> None:
 
 
 def _add_cache_commands(verbs: Any) -> None:
-    cache = verbs.add_parser("cache", help="list, verify or remove caches")
+    cache = verbs.add_parser("cache", help="list, verify, import or remove caches")
     cache.set_defaults(parser=cache)
-    own = cache.add_subparsers(metavar="ls|verify|rm", required=True, parser_class=Parser)
+    own = cache.add_subparsers(metavar="ls|verify|import|rm", required=True, parser_class=Parser)
     ls = add_command(own, "ls", commands.cache_ls, "list the caches")
     verify = add_command(own, "verify", commands.cache_verify, "check every bit of caches; exit 1 if any is damaged")
     verify.add_argument("--recompute", type=int, default=0, metavar="N",
                         help="run N random images of each through the backbone again")
     verify.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, … (default: auto)")
+    given = add_command(own, "import", commands.cache_import, "keep features that another program made, for "
+                                                              "train-head --features")
+    given.add_argument("file", type=Path, metavar="FILE", help=".npy (N, D), or .parquet with a column of lists")
+    given.add_argument("--labels", type=Path, metavar="TABLE", help="a line for each row: label, perhaps split, path")
+    given.add_argument("--source", default="given", metavar="NAME", help="which model made them (default: given)")
+    given.add_argument("--dataset-name", metavar="NAME", help="what they are of (default: the file's name)")
+    for name in ("val", "test"):
+        given.add_argument(f"--{name}-fraction", type=float, metavar="SHARE",
+                           help=f"share of the rows without a given split that becomes {name} (default: "
+                                f"{'0.2' if name == 'val' else '0'})")
     rm = add_command(own, "rm", commands.cache_rm, "remove caches")
     rm.add_argument("--keep-newest", action="store_true", help="all but the newest of each data set and backbone")
     rm.add_argument("--unused", action="store_true", help="those that no run was trained on")
@@ -151,6 +161,6 @@ def _add_cache_commands(verbs: Any) -> None:
     rm.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     for parser in (verify, rm):
         parser.add_argument("paths", nargs="*", type=Path, metavar="FILE", help="cache files")
-    for parser in (ls, verify, rm):
+    for parser in (ls, verify, given, rm):
         parser.add_argument("--cache-dir", type=Path, default=Path("cache"), metavar="DIR",
                             help="where caches are (default: cache)")

@@ -134,7 +134,7 @@ def decide_splits(
         groups, joined = _joined(groups, read, limits, progress)
         given = {int(group): str(split) for group, split in zip(groups[~open_], splits[~open_], strict=True)
                  if split != "none"}  # fmt: skip
-        remarks = [f"{joined:,} images look like another one and are kept in its split."]
+        remarks = [f"{joined:,} images look like another one, in whose split they are."]
     named = ", ".join(f"{name} {share:g}" for name, share in shares.items()) + ", grouped" * rule.group_duplicates
     keys = [digest.tobytes() for digest in digests[rows]]
     with SplitMemory(cache_dir / "splits.sqlite") as memory:

@@ -56,6 +56,11 @@ class HeadEntry:
         parameters = inspect.signature(self.head_class).parameters
         return {name: parameter.default for name, parameter in parameters.items()}
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What makes a run another one besides its head's name and settings."""
+        return {}
+
     def build(self, **settings: Any) -> Head:
         """Return the unfitted head; settings as `make_head` takes them."""
         for name in settings:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .base import Head
 
 FORMAT = 1
-JSON_FILE, ARRAYS_FILE = "head.json", "head.safetensors"
+JSON_FILE, ARRAYS_FILE, ESTIMATOR_FILE = "head.json", "head.safetensors", "head.skops"
+OWN, APART = "estimator", ("estimator", "estimator_")  # what a program gave is in a file of its own
 MOST_JSON = 64 << 20  # bytes; the largest sensible one, of 1,000 classes and 1,000 epochs, is below 1 MB
 MOST_FEATURES = 1 << 24
 # attributes that are more than one array, by their names in files
@@ -58,20 +59,33 @@ def save_head(head: Head, folder: str | os.PathLike[str], metadata: dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}.") from error
+    own = _packed(head)
     arrays, values = _split(head)
     content = save(arrays)
     description = {
         "format": FORMAT,
-        "head": _registered_name(head),
-        "settings": {name: _to_json(value) for name, value in head.get_params(deep=False).items()},
+        "head": OWN if own else _registered_name(head),
+        "settings": {name: _to_json(value) for name, value in head.get_params(deep=False).items() if name not in APART},
         "values": values,
         "arrays_sha256": hashlib.sha256(content).hexdigest(),
+        **({"estimator_sha256": hashlib.sha256(own).hexdigest()} if own else {}),
         "metadata": metadata or {},
     }
     description["sha256"] = _digest(description)
     _write(folder / ARRAYS_FILE, content)
+    if own:
+        _write(folder / ESTIMATOR_FILE, own)
     _write(folder / JSON_FILE, json.dumps(description, indent=1, ensure_ascii=False).encode())
-    return [ARRAYS_FILE, JSON_FILE]
+    return [ARRAYS_FILE, *([ESTIMATOR_FILE] if own else []), JSON_FILE]
+
+
+def _packed(head: Head) -> bytes:
+    """Return the estimator that a head is made of, if it is one; empty of all other heads."""
+    if not hasattr(head, "estimator_"):
+        return b""
+    from .estimator import packed
+
+    return packed(head.estimator_)
 
 
 def load_head(folder: str | os.PathLike[str]) -> tuple[Head, dict[str, Any]]:
@@ -96,8 +110,14 @@ def load_head(folder: str | os.PathLike[str]) -> tuple[Head, dict[str, Any]]:
     content = _read(folder / ARRAYS_FILE)
     if hashlib.sha256(content).hexdigest() != description.get("arrays_sha256"):
         raise RunError(f"{folder / ARRAYS_FILE} is damaged: its SHA-256 is not the one in {JSON_FILE}. Train again.")
+    own = b""
+    if description.get("head") == OWN:
+        own = _read(folder / ESTIMATOR_FILE)
+        if hashlib.sha256(own).hexdigest() != description.get("estimator_sha256"):
+            raise RunError(f"{folder / ESTIMATOR_FILE} is damaged: its SHA-256 is not the one in {JSON_FILE}. Train "
+                           "again.")
     try:
-        return _assembled(description, content), description["metadata"]
+        return _assembled(description, content, own), description["metadata"]
     except PipelineError as error:
         raise RunError(f"{folder} holds no usable head: {error}") from error
     except Exception as error:
@@ -109,7 +129,7 @@ def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays: dict[str, np.ndarray] = {}
     values: dict[str, Any] = {}
     for name, value in vars(head).items():
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or name in APART:
             continue
         if type(value) in RECORDS.values():
             parts = {field.name: getattr(value, field.name) for field in fields(value)}
@@ -125,13 +145,13 @@ def _split(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, values
 
 
-def _assembled(description: dict[str, Any], content: bytes) -> Head:
+def _assembled(description: dict[str, Any], content: bytes, own: bytes) -> Head:
     from safetensors.numpy import load
 
     from .registry import HEADS
 
     settings = {name: _from_json(value) for name, value in description["settings"].items()}
-    head = HEADS[description["head"]].build(**settings)
+    head = _own(settings, own) if own else HEADS[description["head"]].build(**settings)
     arrays = load(content)
     for name, value in description["values"].items():
         is_record = isinstance(value, dict) and "record" in value
@@ -140,6 +160,15 @@ def _assembled(description: dict[str, Any], content: bytes) -> Head:
         if "." not in name:
             _set(head, name, array)
     _try_out(head)
+    return head
+
+
+def _own(settings: dict[str, Any], content: bytes) -> Head:
+    from .estimator import EstimatorHead, unpacked
+
+    estimator = unpacked(content)
+    head = EstimatorHead(estimator, **settings)
+    head.estimator_ = estimator
     return head
 
 

@@ -110,14 +110,19 @@ def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
         },
         "curve_command": pictures.readable(content.curve_command(run)),
         "augmented": pictures.augmented(
-            root, train[:: max(1, len(train) // 4)][:4], finetune.get("augmentation", "tutorial"),
-            Transform.from_dict(config["backbone"].get("joined", [config["backbone"]])[0]["transform"])),
+            root, train[:: max(1, len(train) // 4)][:4], finetune.get("augmentation", "tutorial"), _transform(config)),
         "augmentation": finetune.get("augmentation", "tutorial"),
         "config": pictures.readable((run.path / "config.toml").read_text(encoding="utf-8", errors="replace")),
         "versions": {} if cache is None else cache.meta.get("versions", {}),
         "spec_sha256": metrics.get("spec_sha256") or "",
         "command": pictures.readable(content.command(run)),
     }  # fmt: skip
+
+
+def _transform(config: Mapping[str, Any]) -> Transform:
+    """Return what the network's images go through; of features that came without a network, something usual."""
+    first = config["backbone"].get("joined", [config["backbone"]])[0]
+    return Transform.from_dict(first["transform"]) if "transform" in first else Transform((256, 256), (224, 224))
 
 
 def feature_map(run: Run, cache: FeatureCache | None, places: Mapping[str, int]) -> dict[str, Any] | None:

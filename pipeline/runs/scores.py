@@ -77,7 +77,7 @@ def runs_of(data: str | None, runs_dir: Path) -> Iterator[Run]:
 
 
 def best_run(runs_dir: Path) -> tuple[Run, int]:
-    """Return the most accurate of the runs that compare with the latest one, and how many those are.
+    """Return the most accurate of the runs that compare with the latest one on images, and how many those are.
 
     They are of the same data set and classes, and scored on as many images of the same split.
 
@@ -86,8 +86,10 @@ def best_run(runs_dir: Path) -> tuple[Run, int]:
     RunError
         If there is no run.
     """
-    wanted = _images(latest_run(runs_dir).metrics)
-    alike = {run.name: run for run in list_runs(runs_dir) if _images(run.metrics) == wanted}
+    newest = latest_run(runs_dir)
+    runs = [run for run in list_runs(runs_dir) if not run.config().get("backbone", {}).get("given")]
+    wanted = _images((runs[-1] if runs else newest).metrics)  # a head on given features has no network for images
+    alike = {run.name: run for run in runs or [newest] if _images(run.metrics) == wanted}
     best = ranked({**run.metrics, "name": name} for name, run in alike.items())[0]
     return alike[best["name"]], len(alike)
 

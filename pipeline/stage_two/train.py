@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,12 +25,15 @@ from ..store import FeatureCache, open_caches
 from .calibrate import Calibration, calibrated, held_out_figures
 from .fit import FittedHead, Sweep, Training, fit_head, memory_limit, must_stream, probabilities_of
 
+if TYPE_CHECKING:
+    from ..heads import HeadEntry
+
 WAIT = 5.0  # seconds for another process that is writing a run of that name
 STORED_ROWS = {"rows_", "support_"}  # of heads that keep training images: not learned, only kept
 
 
 def train_head(
-    head: str = "logistic",
+    head: str | Any = "logistic",
     data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
@@ -56,8 +59,9 @@ def train_head(
 
     Parameters
     ----------
-    head : str
-        A name in `pipeline.heads.HEADS`.
+    head : str or estimator
+        A name in `pipeline.heads.HEADS`; or any scikit-learn classifier, or pipeline that ends in one, see
+        `pipeline.heads.estimator`: its settings go by its own names (``sweep=Sweep({"svc__C": [1, 10]})``).
     data, backbone, dataset_name
         Which cache: as they were given to `extract`.
     features : path-like or sequence of them, optional
@@ -91,12 +95,20 @@ def train_head(
     UnknownNameError
         If the head has no such setting.
     """
-    data = on_disk(data, cache_dir)
+    data, head = on_disk(data, cache_dir), _registered(head)
     progress, calibration = shown(progress), Calibration() if calibration is True else calibration or None
     own = {**(settings or {}), **_known_settings(more, [head], train_head)}
     training = Training(own, seed, _sweep(sweep), repeats, tta, max_memory, scheduler)
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
         return _train(cache, head, training, calibration, Path(runs_dir), name, overwrite, progress)
+
+
+def _registered(head: Any) -> str:
+    if isinstance(head, str):
+        return head
+    from ..heads.estimator import registered  # imports scikit-learn
+
+    return registered(head)
 
 
 def _sweep(sweep: Sweep | bool | None) -> Sweep | None:
@@ -124,8 +136,11 @@ def _train(
     fitted = fit_head(cache, head, training, progress)
     if calibration:
         fitted = calibrated(cache, fitted, calibration)
+    from ..heads import HEADS
+
     asked = {"data": cache.meta["root"], "features": [part["spec_sha256"] for part in cache.parts] or cache.spec.sha256,
-             "head": head, **training.asked, "calibration": asdict(calibration) if calibration else None}
+             "head": head, **HEADS[head].asked, **training.asked,
+             "calibration": asdict(calibration) if calibration else None}
     told = ", ".join(filter(None, [training.told, "calibrated" if calibration else ""]))
     run = save_head_run(cache, fitted, runs_dir, name, asked, told, overwrite)
     for line in filter(None, [run.remark, *run.metrics.get("notes", ())]):
@@ -134,7 +149,7 @@ def _train(
 
 
 def train_heads(
-    heads: Sequence[str],
+    heads: Sequence[str | Any],
     data: Any = DEFAULT_DATA,
     backbone: str | Backbone = DEFAULT,
     *,
@@ -163,7 +178,9 @@ def train_heads(
     """
     from joblib import Parallel, delayed, effective_n_jobs
 
-    data = on_disk(data, cache_dir)
+    from ..heads import HEADS
+
+    data, heads = on_disk(data, cache_dir), [_registered(head) for head in heads]
     progress, calibration = shown(progress), Calibration() if calibration is True else calibration or None
     settings, sweep = {**(settings or {}), **_known_settings(more, heads, train_heads)}, _sweep(sweep)
     common, place = Training({}, seed, sweep, repeats, tta, memory_limit(max_memory), scheduler), Path(runs_dir)
@@ -181,8 +198,8 @@ def train_heads(
     with progress(total=len(jobs), desc="Training", unit="head") as bar:
         runs = []
         for run in Parallel(n_jobs=-1, return_as="generator_unordered")(
-            delayed(_train_in_process)(paths, name, replace(training, max_memory=each, jobs=1), calibration, place,
-                                       overwrite)
+            delayed(_train_in_process)(paths, HEADS[name], replace(training, max_memory=each, jobs=1), calibration,
+                                       place, overwrite)
             for name, training in jobs
         ):
             runs.append(run)
@@ -202,13 +219,16 @@ def _settings_of(heads: Sequence[str], wanted: Mapping[str, Any]) -> list[tuple[
 
 
 def _train_in_process(
-    paths: Sequence[Path], name: str, training: Training, calibration: Calibration | None, runs_dir: Path,
+    paths: Sequence[Path], entry: HeadEntry, training: Training, calibration: Calibration | None, runs_dir: Path,
     overwrite: bool,
 ) -> Run:  # fmt: skip
     from threadpoolctl import threadpool_limits
 
+    from ..heads import HEADS
+
+    HEADS.setdefault(entry.name, entry)  # a program's own is not known in this process yet
     with threadpool_limits(1), open_caches(paths) as cache:
-        return _train(cache, name, training, calibration, runs_dir, overwrite=overwrite)
+        return _train(cache, entry.name, training, calibration, runs_dir, overwrite=overwrite)
 
 
 def learning_curve(
@@ -305,7 +325,7 @@ def _metrics_of(
         "classes": list(cache.classes),
         "splits": score_splits(splits, labels, scores),
         "seconds": seconds_of(float(cache.meta.get("seconds") or 0), fitted.seconds),
-        "trainable_parameters": sum(
+        "trainable_parameters": getattr(fitted.head, "parameters", 0) + sum(
             value.size for value in learned.values() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
         ),
         "selection": fitted.selection,

@@ -129,7 +129,7 @@ def test_images_that_look_the_same_stay_on_one_side_if_asked(tmp_path):
     together = split_of(dataset)
     assert all(len({together[path] for path in group}) == 1 for group in groups)
     assert 8 <= sum(split == "val" for split in together.values()) <= 16
-    assert "48 images look like another one and are kept in its split." in dataset.notes
+    assert "48 images look like another one, in whose split they are." in dataset.notes
     # a later copy of an image goes where that one is
     picture = Image.open(tmp_path / "r" / groups[0][0])
     picture.resize((200, 150)).save(tmp_path / "r/x/later.jpg")

@@ -29,7 +29,7 @@ def test_it_counts_what_extract_then_does_and_writes_nothing(folder, tmp_path):
     assert (found.images, found.skipped, found.to_compute, found.reused, found.duplicates) == (62, 1, 61, 0, 1)
     assert (found.sampled, found.failed) == (61, 1)
     assert found.images_per_second > 0 and found.seconds > 0
-    assert names_in(cache) == ["digests.sqlite"]
+    assert names_in(cache) == ["digests.sqlite", "splits.sqlite"]
     done = pipeline.extract(str(folder), "pixels", cache_dir=cache)
     assert found.path == done.path
     assert found.disk_bytes > done.path.stat().st_size
@@ -64,7 +64,7 @@ def test_it_tells_what_a_cluster_would_take_and_what_that_rests_on(folder, tmp_p
     found = json.loads(capsys.readouterr().out)["scaling"]
     # 60 images are two blocks: a third machine of one thread would find nothing to do, unless writing is slower still
     assert found["machines"] == 2 and found["most_machines"] <= 2 and found["seconds"] > found["finishing"] > 0
-    assert names_in(tmp_path / "c") == ["digests.sqlite"], "what was written for the trial is gone"
+    assert names_in(tmp_path / "c") == ["digests.sqlite", "splits.sqlite"], "what was written for the trial is gone"
     assert main([*words, "--estimate", "--machines", "2"]) == 0
     told = capsys.readouterr().out
     assert "2 machines like this one" in told and "assumed: storage that gives them" in told
