@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.errors import HeadError
 from .base import Head
+from .folds import FOLDS, fold_numbers
 from .registry import HEADS, HeadEntry
 from .scores import fit_temperature
 
@@ -30,7 +31,6 @@ TRUSTED = [
 ]
 LEAST = 1e-12  # of a probability, so that its logarithm is finite
 DEEPEST = 20  # estimators within lists within estimators
-FOLDS = 3  # on which a temperature is fitted, where an estimator gives no probabilities
 
 
 class EstimatorHead(Head):
@@ -39,7 +39,7 @@ class EstimatorHead(Head):
     Parameters
     ----------
     estimator : classifier
-        Gives probabilities, or a decision function: its temperature is then fitted on rows left out in turn.
+        Gives probabilities, or a decision function: a temperature is then fitted on images left out in turn.
     seed : int
         Of every ``random_state`` in it that is None.
 
@@ -80,14 +80,16 @@ class EstimatorHead(Head):
 
     def _fit(self, Z: np.ndarray, codes: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None) -> None:
         self.estimator_ = self._fitted(Z, codes)
-        if not hasattr(self.estimator_, "predict_proba"):
-            from sklearn.model_selection import StratifiedKFold
-
-            folds = max(2, min(FOLDS, int(np.bincount(codes).min())))
-            left_out = np.empty((len(codes), len(self.classes_)))
-            for train, test in StratifiedKFold(folds, shuffle=True, random_state=self.seed).split(Z, codes):
+        if hasattr(self.estimator_, "predict_proba"):
+            return
+        numbers = np.repeat(fold_numbers(codes[:: self.views_], FOLDS, self.seed), self.views_)
+        left_out = np.empty((len(codes), len(self.classes_)))
+        for fold in range(FOLDS):
+            train, test = numbers != fold, numbers == fold
+            if test.any():
                 left_out[test] = _decision(self._fitted(Z[train], codes[train]), Z[test], len(self.classes_))
-            self.temperature_ = fit_temperature(left_out, codes)
+        if (used := numbers >= 0).any():
+            self.temperature_ = fit_temperature(left_out[used], codes[used])
 
     def _fitted(self, Z: np.ndarray, codes: np.ndarray) -> Any:
         from sklearn.base import clone
@@ -105,14 +107,16 @@ class EstimatorHead(Head):
 
 
 def _decision(estimator: Any, Z: np.ndarray, classes: int) -> np.ndarray:
-    """Return a decision function's values, (N, K); of two classes, those for and against the second."""
-    found = np.asarray(estimator.decision_function(Z), np.float64)
+    """Return a decision function's values, (N, K); of a class that its training lacked, the least of each row."""
+    found, known = np.asarray(estimator.decision_function(Z), np.float64), np.asarray(estimator.classes_)
     if found.ndim == 1:
-        return np.stack([-found, found], axis=1)
-    if found.shape[1] != classes:
-        raise HeadError(f"{type(estimator).__name__} gives {found.shape[1]} decision values for {classes} classes; "
+        found = np.stack([-found, found], axis=1)  # for the second of two classes
+    if found.shape[1] != len(known):
+        raise HeadError(f"{type(estimator).__name__} gives {found.shape[1]} decision values for {len(known)} classes; "
                         "decision_function_shape='ovr' gives one each.")
-    return found
+    values = np.repeat(found.min(axis=1, keepdims=True), classes, axis=1)
+    values[:, known] = found
+    return values
 
 
 def _open_seeds(estimator: Any) -> list[str]:

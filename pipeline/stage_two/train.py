@@ -205,7 +205,7 @@ def train_heads(
             runs.append(run)
             done(run)
             bar.update(1)
-    return runs
+    return sorted(runs, key=lambda run: heads.index(run.metrics["head"]))
 
 
 def _settings_of(heads: Sequence[str], wanted: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -77,6 +77,13 @@ def test_it_is_tuned_by_its_own_names_and_other_settings_are_another_run(cache):
         pipeline.train_head(made, svc__c=1, **cache)
 
 
+def test_a_class_of_a_single_image_is_no_obstacle(cache):
+    few = np.concatenate([np.flatnonzero(y < 2)[:40], np.flatnonzero(y == 2)[:1]])
+    features = pipeline.cache_embeddings(X[few], y[few], ["train"] * 40 + ["train"], dataset_name="few").path
+    run = pipeline.train_head(LinearSVC(), features=features)
+    assert run.metrics["splits"]["train"]["accuracy"] == 1
+
+
 def test_several_heads_of_both_kinds_are_trained_side_by_side(cache):
     runs = pipeline.train_heads([LogisticRegression(max_iter=500), "ridge"], **cache)
     assert {run.metrics["head"] for run in runs} == {"LogisticRegression", "ridge"}
