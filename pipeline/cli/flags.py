@@ -320,7 +320,8 @@ def add_finetune_settings(parser: Parser) -> None:
         flags = [*short.get(field.name, []), f"--{field.name.replace('_', '-')}"]
         if field.name == "seed":
             continue
-        usual = "none" if field.default == "" else field.default
+        usual = PRESETS[DEFAULT_PRESET].get(field.name, field.default)
+        usual = "none" if usual == "" else usual
         words = f"{about[field.name]} (default: {usual})".replace("%", "%%")
         if isinstance(field.default, bool):
             parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=None, help=words)

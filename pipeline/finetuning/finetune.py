@@ -66,9 +66,9 @@ def finetune(
         See `pipeline.extract`.
     backbone : str or Backbone
     settings : FinetuneSettings, optional
-        Strategy, epochs, optimiser and so on; by default the tutorial's. Each can be given as it is, too: ``epochs=5``.
+        Strategy, epochs, optimiser and so on. Each can be given as it is, too: ``epochs=5``.
     preset : str, optional
-        A name in `pipeline.finetuning.PRESETS`, instead of `settings`.
+        A name in `pipeline.finetuning.PRESETS`, instead of `settings`; by default ``one-cycle``.
     name : str, optional
         Of the run; by default from data set, backbone and strategy. Where there is one of that name and other settings,
         a number is put behind it.

@@ -68,6 +68,11 @@ class Strategy:
     probe: bool = False
     interpolate: bool = False
 
+    @property
+    def hurries(self) -> bool:
+        """Whether pretrained weights move at the head's full rate."""
+        return self.factors in (_whole, _gradual) and not self.random
+
     def rates(self, blocks: Sequence[str], settings: FinetuneSettings, epoch: int) -> list[float]:
         """Return the blocks' factors of the learning rate in an epoch (from 0): 0 below `unfreeze`."""
         first = first_trained(blocks, settings.unfreeze) if settings.unfreeze else 0
@@ -135,14 +140,14 @@ STRATEGIES["interpolate"] = Strategy(
     "as lp-ft, then the mix of the weights before and after that is best on val", _whole, probe=True, interpolate=True
 )
 
-DEFAULT_PRESET = "tutorial"
+DEFAULT_PRESET = "one-cycle"
 PRESETS: Registry[dict[str, Any]] = Registry("preset")
-"""Settings that go together, by name; what is given besides replaces them."""
-PRESETS[DEFAULT_PRESET] = {}  # the defaults of `FinetuneSettings`
-PRESETS["one-cycle"] = {
+"""Settings that go together, by name; what is given besides replaces them. `benchmarks/presets.py` compares them."""
+PRESETS[DEFAULT_PRESET] = {
     "strategy": "lp-discriminative", "backbone_rate": 0.3, "layer_decay": 0.9, "epochs": 3, "batch_size": 32,
     "optimizer": "adamw", "lr": 0.002, "weight_decay": 0.01, "schedule": "one-cycle",
 }  # fmt: skip
+PRESETS["tutorial"] = {}  # the defaults of `FinetuneSettings`
 
 
 @dataclass(frozen=True)
@@ -305,12 +310,18 @@ class FinetuneSettings:
     def of(cls, preset: str = DEFAULT_PRESET, **given: Any) -> FinetuneSettings:
         """Return a preset's settings, with those replaced that are given.
 
+        Another strategy that moves pretrained weights at the head's rate gets the backbone's rate for all, where the
+        preset has one and no rate is given.
+
         Raises
         ------
         UnknownNameError
             If there is no such preset.
         """
-        return cls(**{**PRESETS[preset], **given})
+        settings = {**PRESETS[preset], **given}
+        if "lr" in PRESETS[preset] and "lr" not in given and STRATEGIES[settings["strategy"]].hurries:
+            settings["lr"] *= settings["backbone_rate"]
+        return cls(**settings)
 
     def _check_cached(self) -> None:
         """Refuse what cached views cannot give, and say what they do."""
@@ -341,10 +352,13 @@ class FinetuneSettings:
 
     @property
     def told(self) -> str:
-        """Those of them that are not the defaults, in a few words."""
-        usual = {field.name: field.default for field in fields(self)}
-        return ", ".join(f"{name}={value}" for name, value in self.deciding.items()
-                         if name != "strategy" and value != usual[name])  # fmt: skip
+        """Those of them that are not the nearest preset's, in a few words; and that, where it is not the default."""
+        changed = {}
+        for name in PRESETS:
+            usual = self.of(name, strategy=self.strategy).to_dict()
+            changed[name] = [f"{key}={value}" for key, value in self.deciding.items() if value != usual[key]]
+        nearest = min(changed, key=lambda name: len(changed[name]))
+        return ", ".join([*([nearest] if nearest != DEFAULT_PRESET else []), *changed[nearest]])  # fmt: skip
 
 
 def _in_range(name: str, value: float, whole: bool) -> None:

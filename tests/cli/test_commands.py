@@ -51,7 +51,7 @@ def test_the_whole_story(tiles, warm, monkeypatch):
         assert warm.json("train-head", "--data", tiles, "--head", head)["runs"][0]["splits"]["val"]["accuracy"] == 1.0
     assert warm.run("finetune", "--data", tiles, "--epochs", 1, "--batch-size", 8)[0] == 0
     runs = warm.json("compare", "--data", "tiles")["runs"]
-    assert {run.get("head") or run["strategy"] for run in runs} == {"logistic", "linear", "whole"}
+    assert {run.get("head") or run["strategy"] for run in runs} == {"logistic", "linear", "lp-discriminative"}
     accuracies = [run["splits"]["val"]["accuracy"] for run in runs]
     assert accuracies == sorted(accuracies, reverse=True)
     for run in runs:

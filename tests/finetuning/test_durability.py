@@ -120,7 +120,7 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_or_data_do_not_c
     assert pipeline.finetune("photos", **asked, resume=True, log=said.append).path == run.path
     assert len(said) == 1 and "finished" in said[0]
     for more in ({}, {"overwrite": True}):
-        with pytest.raises(RunError, match=r"runs/r: it was made with lr 0\.001, now 0\.5\."):
+        with pytest.raises(RunError, match=r"runs/r: it was made with lr 0\.002, now 0\.5\."):
             pipeline.finetune("photos", **{**asked, "lr": 0.5}, resume=True, **more)
     metrics = json.loads((run.path / "metrics.json").read_text())
     for name, other in (("classes", ["other", "names"]), ("asked", {"head": "logistic"})):

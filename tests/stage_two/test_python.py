@@ -49,14 +49,25 @@ def test_finetune_takes_its_settings_as_keywords(common):
 
 
 def test_finetune_takes_a_preset_and_what_is_given_replaces_its_settings(common):
-    run = pipeline.finetune("photos[:8]", preset="one-cycle", epochs=1, batch_size=4)
+    run = pipeline.finetune("photos[:8]", epochs=1, batch_size=4)
     asked = run.metrics["asked"]["finetune"]
     assert run.metrics["strategy"] == "lp-discriminative" and asked["optimizer"] == "adamw"
-    assert (asked["epochs"], asked["batch_size"]) == (1, 4)
+    assert (asked["epochs"], asked["batch_size"]) == (1, 4) and run.metrics["told"] == "epochs=1, batch_size=4"
     with pytest.raises(UnknownNameError, match="Did you mean 'one-cycle'"):
         pipeline.finetune("photos[:8]", preset="onecycle")
     with pytest.raises(PipelineError, match="not both"):
         pipeline.finetune("photos[:8]", settings=pipeline.FinetuneSettings(), preset="one-cycle")
+
+
+def test_a_strategy_named_beside_the_preset_moves_no_pretrained_weight_at_the_heads_rate():
+    usual = pipeline.FinetuneSettings.of()
+    for strategy in ("whole", "partial", "lp-ft"):
+        assert pipeline.FinetuneSettings.of(strategy=strategy).lr == pytest.approx(usual.lr * usual.backbone_rate)
+    for strategy in ("head-only", "scratch", "discriminative"):
+        assert pipeline.FinetuneSettings.of(strategy=strategy).lr == usual.lr
+    assert pipeline.FinetuneSettings.of(strategy="whole", lr=0.5).lr == 0.5
+    tutorial = pipeline.FinetuneSettings.of("tutorial", strategy="whole")
+    assert tutorial == pipeline.FinetuneSettings() and tutorial.told == "tutorial"
 
 
 def test_true_shows_bars(common, capsys):
