@@ -125,7 +125,7 @@ def _pages(audit: Audit, cache: FeatureCache) -> dict[str, list[tuple[str, str]]
     return {
         "duplicates": members(audit.groups),
         "leaks": members([group for group in audit.groups if leaked & set(group.rows)]),
-        "label-errors": [(cache.paths[row], f"{about(row)}, rather {name} ({other:.2f})")
+        "label-errors": [(cache.paths[row], f"{about(row)}\nrather {name} ({other:.2f})")
                          for row, name, _, other in audit.label_errors],
         "outliers": [(cache.paths[row], f"{about(row)} · {far:.2f}") for row, far, _ in audit.outliers],
         "classes": [(cache.paths[row], about(row)) for row in _examples(cache)],

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..core.errors import DataError, PipelineError
 from ..data import Dataset, Place, UnreadableImageError, decode, place, read_bytes
 from ..data.augmentation import AUGMENTATIONS, Augmentation
 from ..data.transforms import Transform
+from .fonts import font_for
 
 SIDE, GAP, LINE = 150, 10, 15
 GREY, INK, PAPER = (215, 215, 215), (30, 30, 30), (255, 255, 255)
@@ -37,7 +38,7 @@ def missing(side: int = SIDE) -> Image.Image:
     """Return the grey square that stands for an image that cannot be read."""
     square = Image.new("RGB", (side, side), GREY)
     if side >= SIDE // 2:
-        ImageDraw.Draw(square).text((side // 2, side // 2), "no image", INK, font_of(12), anchor="mm")
+        ImageDraw.Draw(square).text((side // 2, side // 2), "no image", INK, font_for("no image", 12), anchor="mm")
     return square
 
 
@@ -58,13 +59,14 @@ def contact_sheet(
     root : Path or Url, optional
         Where the paths start; None where they are whole.
     captions : sequence of (path, str)
+        The text may have several lines.
     title : str
     columns : int
         At most.
     """
     places = [place(path) if root is None else root / path for path, _ in captions]
-    return grid([(thumbnail(each), [each.name, text]) for each, (_, text) in zip(places, captions, strict=True)],
-                title, columns)  # fmt: skip
+    lines = [[each.name, *text.split("\n")] for each, (_, text) in zip(places, captions, strict=True)]
+    return grid([(thumbnail(each), own) for each, own in zip(places, lines, strict=True)], title, columns)
 
 
 def dataset_sheet(
@@ -120,18 +122,13 @@ def grid(cells: Sequence[tuple[Image.Image, Sequence[str]]], title: str = "", co
     page = Image.new("RGB", (GAP + columns * across, GAP + head + -(-len(cells) // columns) * down), PAPER)
     draw = ImageDraw.Draw(page)
     if title:
-        draw.text((GAP, GAP), plain(title), INK, font_of(15))
+        draw.text((GAP, GAP), plain(title), INK, font_for(plain(title), 15))
     for index, (image, texts) in enumerate(cells):
         left, top = GAP + index % columns * across, GAP + head + index // columns * down
         page.paste(image, (left + (side - image.width) // 2, top + side - image.height))
         for number, text in enumerate(texts):
-            draw.text((left, top + side + 2 + LINE * number), _fitting(text, side), INK, font_of(11))
+            draw.text((left, top + side + 2 + LINE * number), _fitting(text, side), INK, font_for(plain(text), 11))
     return page
-
-
-def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font."""
-    return ImageFont.load_default(size)
 
 
 def plain(text: str) -> str:
@@ -142,7 +139,7 @@ def plain(text: str) -> str:
 
 def _fitting(text: str, width: int) -> str:
     """Return text shortened in the middle until it is no wider than `width` pixels."""
-    shown, font = plain(text)[:200], font_of(11)
+    shown, font = plain(text)[:200], font_for(plain(text), 11)
     kept = len(shown)
     while kept > 4 and font.getlength(shown) > width:
         kept -= 1

@@ -7,11 +7,12 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import PipelineError, UnknownNameError
+from .fonts import files_for, font_for
 
 WIDTH, HEIGHT = 460, 300
 RIGHT, TOP, BOTTOM = 14, 12, 44
@@ -259,15 +260,16 @@ def write_plots(found: Mapping[str, str], folder: Path, name: str) -> list[Path]
 
 
 def _as_png(svg: str) -> bytes:
-    """Draw a plot, with Pillow's own font: a machine need have none."""
-    from PIL import ImageFont
-
-    font: Any = ImageFont.load_default(12)
-    with tempfile.NamedTemporaryFile(suffix=".ttf") as file:
-        file.write(font.path.getvalue())
-        file.flush()
-        return bytes(_resvg().svg_to_bytes(svg_string=svg, zoom=ZOOM, font_files=[file.name],
-                                           font_family=font.getname()[0], sans_serif_family=font.getname()[0]))
+    """Draw a plot, with fonts that come with packages: a machine need have none."""
+    text = unescape(re.sub(r"<style>.*?</style>|<[^>]*>", "", svg, flags=re.DOTALL))
+    family = font_for("A", 12).getname()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for number, content in enumerate(files_for(text)):
+            files.append(f"{folder}/{number}.ttf")
+            Path(files[-1]).write_bytes(content)
+        return bytes(_resvg().svg_to_bytes(svg_string=svg, zoom=ZOOM, font_files=files, font_family=family,
+                                           sans_serif_family=family))
 
 
 def _resvg() -> Any:
