@@ -37,8 +37,10 @@ def test_names_of_several_scripts_stand_on_one_page_and_each_differs():
 
 def test_plots_draw_them_too():
     pytest.importorskip("resvg_py")
-    drawn = [np.asarray(Image.open(io.BytesIO(_as_png(scatter({name: [(0, 0)], "b": [(1, 1)]})))).convert("L"))
-             for name in ("นก", "ฟก", "चछ")]  # fmt: skip
+    drawn = []
+    for name in ("นก", "ฟก", "चछ"):
+        plot = scatter({name: [(0, 0)], "b": [(1, 1)]}, title="")
+        drawn.append(np.asarray(Image.open(io.BytesIO(_as_png(plot))).convert("RGBA")))
     assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
