@@ -71,7 +71,10 @@ def print_calibration(run: dict[str, Any]) -> None:
         return
     rows = "val images" if found["selection"] == "val" else "training images, each by a head that did not see it"
     optimistic = "; the same images chose its settings, so this is optimistic" if found["same_rows"] else ""
-    print(f"{run['head']}, calibrated on {found['n']} {rows}: temperature {found['temperature']:.3g}{optimistic}")
+    if found["temperature"] == 1:
+        print(f"{run['head']}, on {found['n']} {rows}: no temperature makes their log loss less, so probabilities stay")
+    else:
+        print(f"{run['head']}, calibrated on {found['n']} {rows}: temperature {found['temperature']:.3g}{optimistic}")
     for split, figures in found["held_out"].items():
         changes = ", ".join(f"{name} {figures['before'][key]:.4f} -> {figures['after'][key]:.4f}" for key, name in
                             (("log_loss", "log loss"), ("brier", "Brier score"), ("ece", "calibration error")))

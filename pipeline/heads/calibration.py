@@ -12,6 +12,7 @@ from .base import Head
 from .scores import fit_temperature, plain, probabilities
 from .sweep import cross_validation_folds
 
+MOST_WRONG = 3.0  # times the usual row's lead of its likeliest class
 FIGURES = ("log_loss", "brier", "ece")
 
 
@@ -39,9 +40,10 @@ def calibrate(head: Head, X: np.ndarray, y: np.ndarray, *, X_val: np.ndarray | N
     Returns
     -------
     dict
-        `temperature` (the factor by which scores are now divided more), `selection` ('cv' or 'val'), `n`, and
-        `before` and `after`: log loss, Brier score and calibration error on the rows used. `after` is slightly
-        optimistic, by the one number that was fitted. With a coverage, that and `threshold` too.
+        `temperature` (the factor by which scores are now divided more; 1 where that makes the log loss of these rows no
+        less, and nothing changes), `selection` ('cv' or 'val'), `n`, and `before` and `after`: log loss, Brier score
+        and calibration error on the rows used. `after` is slightly optimistic, by the one number that was fitted. With
+        a coverage, that and `threshold` too.
 
     Raises
     ------
@@ -56,16 +58,29 @@ def calibrate(head: Head, X: np.ndarray, y: np.ndarray, *, X_val: np.ndarray | N
     usable = found[np.arange(len(labels)), labels] > 0  # a class that did not train has no score to scale
     if not usable.any():
         raise HeadError("No row is of a class that the head was trained on, so there is nothing to calibrate on.")
-    scores = np.log(np.maximum(found, np.finfo(np.float64).tiny))
-    factor = fit_temperature(scores[usable], labels[usable])
+    scores = np.log(np.maximum(found, np.finfo(np.float64).tiny))[usable]
+    factor = fit_temperature(_tamed(scores, labels[usable]), labels[usable])
+    before, softened = figures(labels, found), at_temperature(found, factor)
+    if not (after := figures(labels, softened))["log_loss"] < before["log_loss"]:
+        factor, softened, after = 1.0, found, before
     head.temperature_ *= factor
-    softened = at_temperature(found, factor)
-    report = {"temperature": factor, "selection": selection, "n": len(labels),
-              "before": figures(labels, found), "after": figures(labels, softened)}
+    report = {"temperature": factor, "selection": selection, "n": len(labels), "before": before, "after": after}
     if coverage is not None:
         head.set_threshold_ = conformal_threshold(softened, labels, coverage)
         report |= {"coverage": coverage, "threshold": head.set_threshold_}
     return report
+
+
+def _tamed(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return (N, K) scores in which no row is far more wrong than most rows are sure.
+
+    Where a class trains on an image or two, columns that hardly vary within a fold are scaled up so much that a
+    left-out image gets a probability of e^-400 where others have e^-3, and that row alone would flatten all others.
+    """
+    ranked = np.sort(scores, axis=1)
+    most = MOST_WRONG * float(np.median(ranked[:, -1] - ranked[:, -2]))
+    wrong = ranked[:, -1] - scores[np.arange(len(codes)), codes]
+    return scores * np.where(wrong > most, most / np.maximum(wrong, most or 1.0), 1.0)[:, None]
 
 
 def at_temperature(found: np.ndarray, factor: float) -> np.ndarray:

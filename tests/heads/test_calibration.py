@@ -142,3 +142,36 @@ def test_temperature_and_familiarity_are_saved_with_the_head(digits, tmp_path):
     np.testing.assert_array_equal(again.predict_proba(X), head.predict_proba(X))
     np.testing.assert_array_equal(again.familiarity_.similarity(X), head.familiarity_.similarity(X))
     assert again.familiarity_.threshold == head.familiarity_.threshold
+
+
+def test_a_row_that_a_fold_scales_beyond_all_measure_does_not_flatten_the_others():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [40, 9, 2])
+    centres = rng.normal(size=(3, 60)) * 2
+
+    def sample(labels: np.ndarray) -> np.ndarray:
+        # columns that are silent but for a few images, as those of a network that has seen other things are
+        silent = (rng.random((len(labels), 20)) < 0.01) * rng.exponential(1, (len(labels), 20))
+        return np.concatenate([centres[labels] + rng.normal(size=(len(labels), 60)) * 2, silent + rng.normal(
+            scale=1e-4, size=silent.shape)], axis=1).astype(np.float32)  # fmt: skip
+
+    X, truth = sample(y), np.repeat([0, 1, 2], 100)
+    X_new = sample(truth)
+    head = make_head("linear", seed=1).fit(X, y)
+    before = evaluate(truth, probabilities(head, X_new, 3))["log_loss"]
+    worst = out_of_fold_probabilities(head, X, y, 3)[np.arange(len(y)), y].min()
+    report = calibrate(head, X, y)
+    assert worst < 1e-30, "the case is the one that is meant"
+    assert report["temperature"] < 10
+    assert evaluate(truth, probabilities(head, X_new, 3))["log_loss"] < before + 0.1
+
+
+def test_a_temperature_that_makes_nothing_better_is_not_applied():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    X = (rng.normal(size=(60, 5)) + 8 * y[:, None]).astype(np.float32)
+    head = make_head("logistic", C=1.0).fit(X, y)
+    before = head.predict_proba(X)
+    report = calibrate(head, X, y)
+    assert report["temperature"] == 1 and report["before"] == report["after"]
+    np.testing.assert_array_equal(head.predict_proba(X), before)
