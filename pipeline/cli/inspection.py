@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import CheckFailedError
 from .commands import backbone_of, note_builtin, views_of
 from .flags import add_backbone, add_command, add_data, add_features, add_limits, add_views, limits_of, splitting_of
-from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size
+from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size, working
 
 
 def add_commands(verbs: Any) -> None:
@@ -166,8 +166,9 @@ def report(options: argparse.Namespace) -> None:
     from ..runs.run import Run, latest_run
 
     run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
-    path = write_report(run, cache_dir=options.cache_dir, out=options.out, plots=options.plots,
-                        plot_format=options.format)
+    with working(f"Writing the report of {run.name}"):
+        path = write_report(run, cache_dir=options.cache_dir, out=options.out, plots=options.plots,
+                            plot_format=options.format)
     if options.json:
         print_json({"path": str(path), "bytes": path.stat().st_size})
     else:
@@ -188,7 +189,8 @@ def export(options: argparse.Namespace) -> None:
     from ..runs.run import Run, latest_run
 
     run = Run.open(options.run, options.runs_dir) if options.run else latest_run(options.runs_dir)
-    done = export(run, options.format, options.out)
+    with working(f"Exporting {run.name} and comparing its answers"):
+        done = export(run, options.format, options.out)
     if options.json:
         print_json(done)
     else:

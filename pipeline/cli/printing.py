@@ -12,15 +12,22 @@ from typing import Any
 
 
 def progress_bars() -> Any:
-    """Return what long work reports to: bars for people (not in log files), none of what is over in a moment."""
+    """Return what long work reports to: bars for people (not in log files), there at once and gone when done."""
     from tqdm import tqdm
 
     def bar(total: int | None = None, desc: str = "", unit: str = "it") -> Any:
         scale = unit == "B"
-        return tqdm(total=total, desc=desc, unit=unit, unit_scale=scale, file=sys.stderr, delay=0.5, leave=False,
+        return tqdm(total=total, desc=desc, unit=unit, unit_scale=scale, file=sys.stderr, leave=False,
                     disable=None)
 
     return bar
+
+
+def working(what: str) -> Any:
+    """Return a context in which people see what is being done, where that cannot be counted."""
+    from tqdm import tqdm
+
+    return tqdm(desc=what, bar_format="{desc} …", file=sys.stderr, leave=False, disable=None)
 
 
 def print_beside_bars(line: str) -> None:
