@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from images import write_image, write_images
 
 from pipeline.core.errors import DataError, PipelineError
@@ -214,3 +219,25 @@ def test_tables_of_paths_may_be_json_lines_or_parquet(load, tmp_path, kind):
     assert dataset.classes == ("0", "1") and dataset.labels.tolist() == [0, 1, 0, 1]
     with pytest.raises(DataError, match="line 1: 'label' holds a list"):
         load(json.dumps({"path": "pics/0.png", "label": ["a", "b"]}), "lists.jsonl")
+
+
+LETTERS = st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp", "Cf", "Co", "Cn"))
+WORDS = st.text(LETTERS, min_size=1, max_size=9)
+DIALECTS = {"separator": st.sampled_from(",;\t"), "end": st.sampled_from(("\n", "\r\n")),
+            "encoding": st.sampled_from(("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")),
+            "header": st.sampled_from(("path label", "Filename Class", "IMAGE category", "file target"))}  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(WORDS, min_size=4, max_size=6), **DIALECTS)
+def test_any_labels_in_any_dialect_come_back_as_they_were_written(load, labels, separator, encoding, end, header):
+    labels = [unicodedata.normalize("NFC", label) for label in labels]
+    text = io.StringIO()
+    table = csv.writer(text, delimiter=separator, lineterminator=end)
+    table.writerow(header.split())
+    table.writerows((f"pics/{number}.png", label) for number, label in enumerate(labels))
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
+    if len(set(labels)) < 2:
+        return
+    dataset = load(mark + text.getvalue().encode(encoding))
+    assert [dataset.classes[label] for label in dataset.labels] == labels
