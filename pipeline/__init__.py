@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .finetuning.finetune import finetune
     from .finetuning.layer_survey import survey_layers
     from .heads import HEADS, LinearHead, make_head
+    from .labelling import LabelSession
     from .reports.page import write_report as report
     from .runs import ImageClassifier, Prediction, Run
     from .runs.classifier import predict
@@ -51,6 +52,7 @@ _HOMES = {
     "FinetuneSettings": "finetuning",
     "HEADS": "heads",
     "ImageClassifier": "runs",
+    "LabelSession": "labelling",
     "LinearHead": "heads",
     "PipelineError": "core.errors",
     "Prediction": "runs",
@@ -87,6 +89,7 @@ __all__ = [
     "FeatureCache",
     "FinetuneSettings",
     "ImageClassifier",
+    "LabelSession",
     "LinearHead",
     "PipelineError",
     "Prediction",

@@ -1,0 +1,377 @@
+"""A session of labelling: which images to ask for, what the head thinks by now, and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..core.errors import DataError, UnknownNameError
+from ..data.digests import fraction
+from ..data.files import place
+from ..evaluation.metrics import wilson_interval
+from ..store import FeatureCache
+from .answers import ASKED, GIVEN, OTHER, RANDOM, SKIPPED, Answer, AnswerFile
+from .strategies import DEFAULT, STRATEGIES, Pool
+
+COMPONENTS = 256  # principal components that the head of a session sees: fits are quick, and as good
+SAMPLE = 4000  # images that they are found on
+FOLDS = 5
+DOUBT = 0.8  # from which probability of another class on a given label is doubted
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image that is asked for.
+
+    Attributes
+    ----------
+    row : int
+        In the cache.
+    path : str
+    guess : str
+        The class that the head thinks likeliest; empty as long as there is no head.
+    probability : float
+        Of it.
+    chosen : str
+        ``random`` or ``asked``.
+    """
+
+    row: int
+    path: str
+    guess: str
+    probability: float
+    chosen: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How good the head is, on the randomly drawn images alone, each guessed by a head that has not seen its label.
+
+    Attributes
+    ----------
+    n : int
+        Randomly drawn images that have a label.
+    accuracy, low, high : float or None
+        With its 95 % interval (Wilson's); None where there are too few.
+    halved_by : int or None
+        How many more random answers would halve the interval.
+    chosen_accuracy : float or None
+        The same on the images that the strategy chose: what would be told, wrongly, if nothing were drawn at random.
+    """
+
+    n: int
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    halved_by: int | None = None
+    chosen_accuracy: float | None = None
+
+
+class LabelSession:
+    """Labels the images of a cache; a context manager, or call `close`.
+
+    Parameters
+    ----------
+    features : FeatureCache or path-like
+        Of images some of which may have labels already.
+    labels : path-like
+        The table to write answers to; one that is there is gone on with.
+    classes : sequence of str
+        Known beforehand, besides those that images have.
+    strategy : str
+        Of asking: a name in `pipeline.labelling.strategies.STRATEGIES`.
+    random_share : float
+        Share of the images asked for that are drawn at random: accuracy is estimated on these.
+    seed : int
+
+    Raises
+    ------
+    DataError
+        If the table is something else, or names images that the cache lacks.
+    BusyError
+        If another process labels into that table.
+
+    Examples
+    --------
+    >>> with LabelSession("cache/photos/efficientnet_lite0-0123456789ab.h5", "labels.csv") as session:  # doctest: +SKIP
+    ...     for question in session.next(10):
+    ...         session.answer(question.path, input(question.path), question.chosen)
+    ...     print(session.estimate())
+    """
+
+    def __init__(
+        self, features: FeatureCache | str | Path, labels: str | Path, *, classes: Sequence[str] = (),
+        strategy: str = DEFAULT, random_share: float = 0.2, seed: int = 0,
+    ):  # fmt: skip
+        if not 0 < random_share < 1:
+            raise DataError(f"The share of images drawn at random is above 0 and below 1, not {random_share}: accuracy "
+                            "is estimated on these alone.")
+        self._ask = STRATEGIES[strategy]
+        self.strategy, self.random_share, self._rng = strategy, random_share, np.random.default_rng(seed)
+        opened = features if isinstance(features, FeatureCache) else FeatureCache.open(features)
+        try:
+            self.root = place(opened.meta.get("root", ""))
+            self.paths = list(opened.paths)
+            self.rows = _components(opened.read_rows(view=0))
+            self._order = fraction(opened.digests)
+            known = [(path, opened.classes[label]) for path, label in zip(self.paths, opened.labels, strict=True)
+                     if label >= 0]  # fmt: skip
+        finally:
+            if opened is not features:
+                opened.close()
+        self._row_of = {path: row for row, path in enumerate(self.paths)}
+        self.file = AnswerFile(Path(labels).absolute(), Path(self.root).absolute())
+        # Only these are drawn at random, and the strategy asks for none of them: what it takes it would take from the
+        # sample too. By content, so that further images leave the sample one.
+        self._sample = self._order < random_share
+        self._hold = self.file.held()
+        self._hold.__enter__()
+        self._answers: dict[int, Answer] = {}
+        self._undo: list[dict[int, Answer | None]] = []
+        self.classes: list[str] = list(dict.fromkeys(classes))
+        self.gone = 0
+        there = {answer.path for answer in self.file.answers}
+        if given := [Answer(path, label, GIVEN) for path, label in known if path not in there]:
+            self.file.add(given)
+        for answer in self.file.answers:
+            if answer.path in self._row_of:
+                self._take(answer)
+            else:
+                self.gone += 1  # moved or removed since; the table keeps what was said of it
+        self._learn()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the table."""
+        self._hold.__exit__(None, None, None)
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """What was said of each image, by its path."""
+        return {self.paths[row]: answer for row, answer in self._answers.items()}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images a class."""
+        found = dict.fromkeys(self.classes, 0)
+        for answer in self._answers.values():
+            if answer.label:
+                found[answer.label] += 1
+        return found
+
+    def next(self, count: int = 12) -> list[Question]:
+        """Return images to ask for: `random_share` of them drawn at random, the others by the strategy.
+
+        Images that were drawn and not answered are drawn again.
+        """
+        open_ = self._open()
+        sample, rest = open_[self._sample[open_]], open_[~self._sample[open_]]
+        drawn = min(max(round(self.random_share * count), 1, count - len(rest)), len(sample))
+        at_random = sample[np.argsort(self._order[sample], kind="stable")][:drawn]
+        pool = Pool(self.rows, rest, np.array(sorted(self._labelled), int), self._probabilities)
+        asked = self._ask(pool, min(count - drawn, len(rest)), self._rng) if len(rest) and count > drawn else rest[:0]
+        chosen = [(int(row), RANDOM) for row in at_random] + [(int(row), ASKED) for row in asked]
+        return [self._question(row, how) for row, how in chosen]
+
+    def alike(self, path: str, count: int = 12) -> list[Question]:
+        """Return the images without an answer that look most like one: one answer may do for all of them."""
+        row = self._known(path)
+        far = np.square(self.rows - self.rows[row]).sum(axis=1)
+        order = [int(one) for one in np.argsort(far, kind="stable")
+                 if one != row and int(one) not in self._answers and not self._sample[one]]
+        return [self._question(one, ASKED) for one in order[:count]]
+
+    def answer(self, paths: str | Iterable[str], label: str, chosen: str = ASKED) -> None:
+        """Keep an answer for one image or several, and learn from it. A class that is new is known from then on.
+
+        Parameters
+        ----------
+        paths : str or iterable of str
+        label : str
+            Empty with `chosen` ``skipped`` or ``other``.
+        chosen : str
+            As the question said.
+
+        Raises
+        ------
+        DataError
+            If there is no such image, or the label is no name.
+        """
+        label = label.strip()
+        if not label and chosen not in (SKIPPED, OTHER):
+            raise DataError("A label is a name; to pass over an image, answer 'skipped' or 'other'.")
+        if len(label) > 200 or not label.isprintable():
+            raise DataError("A label has at most 200 characters, all of which can be printed.")
+        rows = [self._known(path) for path in ([paths] if isinstance(paths, str) else paths)]
+        said = {row: Answer(self.paths[row], label, RANDOM if self._sample[row] and label else chosen) for row in rows}
+        self.file.add(list(said.values()))
+        self._undo.append({row: self._answers.get(row) for row in said})
+        for answer in said.values():
+            self._take(answer)
+        self._learn()
+
+    def undo(self) -> list[str]:
+        """Take the last answer back, and return the images that it was of."""
+        if not self._undo:
+            return []
+        before = self._undo.pop()
+        self.file.put({self.paths[row]: answer for row, answer in before.items()})
+        for row, answer in before.items():
+            if answer is None:
+                self._answers.pop(row, None)
+            else:
+                self._answers[row] = answer
+        self._learn()
+        return [self.paths[row] for row in before]
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a class another name; that of another class merges them.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such class.
+        """
+        if old not in self.classes:
+            raise UnknownNameError("class", old, self.classes)
+        of_it = [self.paths[row] for row, answer in self._answers.items() if answer.label == old]
+        changed = [Answer(path, new, self.answers[path].chosen) for path in of_it]
+        if changed:
+            self.file.add(changed)
+        self.classes = list(dict.fromkeys(new if name == old else name for name in self.classes))
+        for answer in changed:
+            self._take(answer)
+        self._undo.clear()
+        self._learn()
+
+    def estimate(self) -> Estimate:
+        """Return how good the head is; see `Estimate`."""
+        rows = np.array(sorted(self._labelled), int)
+        drawn = np.array([self._answers[int(row)].chosen == RANDOM for row in rows], bool)
+        found = self._left_out(rows)
+        if found is None or drawn.sum() < FOLDS:
+            return Estimate(int(drawn.sum()))
+        right = found.argmax(axis=1) == self._codes(rows)
+        n, hits = int(drawn.sum()), int(right[drawn].sum())
+        low, high = wilson_interval(hits, n)
+        of_asked = right[~drawn]
+        return Estimate(n, hits / n, low, high, _halving(hits / n, n, high - low),
+                        float(of_asked.mean()) if len(of_asked) else None)
+
+    def doubts(self, count: int = 12) -> list[tuple[Answer, str, float]]:
+        """Return labels that a head which has not seen them disagrees with, the surest first.
+
+        Returns
+        -------
+        list of (Answer, str, float)
+            With the likelier class and its probability.
+        """
+        rows = np.array(sorted(self._labelled), int)
+        found = self._left_out(rows)
+        if found is None:
+            return []
+        codes = self._codes(rows)
+        likelier = found.argmax(axis=1)
+        sure = found.max(axis=1)
+        wrong = [at for at in np.argsort(-sure, kind="stable") if likelier[at] != codes[at] and sure[at] >= DOUBT]
+        names = self._trained
+        return [(self._answers[int(rows[at])], names[likelier[at]], float(sure[at])) for at in wrong[:count]]
+
+    @property
+    def _labelled(self) -> list[int]:
+        return [row for row, answer in self._answers.items() if answer.label]
+
+    @property
+    def _trained(self) -> list[str]:
+        """Names of the classes that have an answer, sorted."""
+        return sorted({self._answers[row].label for row in self._labelled})
+
+    def _codes(self, rows: np.ndarray) -> np.ndarray:
+        place_of = {name: number for number, name in enumerate(self._trained)}
+        return np.array([place_of[self._answers[int(row)].label] for row in rows], int)
+
+    def _known(self, path: str) -> int:
+        if path not in self._row_of:
+            raise DataError(f"There is no image {path!r} in these features.")
+        return self._row_of[path]
+
+    def _open(self) -> np.ndarray:
+        return np.array([row for row in range(len(self.paths)) if row not in self._answers], int)
+
+    def _take(self, answer: Answer) -> None:
+        self._answers[self._row_of[answer.path]] = answer
+        if answer.label and answer.label not in self.classes:
+            self.classes.append(answer.label)
+
+    def _question(self, row: int, how: str) -> Question:
+        if self._probabilities is None:
+            return Question(row, self.paths[row], "", 0.0, how)
+        likeliest = int(self._probabilities[row].argmax())
+        return Question(row, self.paths[row], self._trained[likeliest], float(self._probabilities[row, likeliest]), how)
+
+    def _learn(self) -> None:
+        """Train the head anew on all labels."""
+        self._probabilities: np.ndarray | None = None
+        rows = np.array(sorted(self._labelled), int)
+        if len(self._trained) >= 2:
+            self._probabilities = _head().fit(self.rows[rows], self._codes(rows)).predict_proba(self.rows)
+
+    def _left_out(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return each labelled image's probabilities by a head trained without it, (n, K); None with too few."""
+        if len(self._trained) < 2 or len(rows) < 2 * FOLDS:
+            return None
+        codes = self._codes(rows)
+        found = np.zeros((len(rows), len(self._trained)))
+        # by the image, not by its place among the answers: so the next answer changes no other image's fold
+        folds = np.random.default_rng(2).integers(FOLDS, size=len(self.paths))[rows]
+        for fold in range(FOLDS):
+            train, test = folds != fold, folds == fold
+            if not test.any():
+                continue
+            if len(np.unique(codes[train])) < 2:
+                return None
+            head = _head().fit(self.rows[rows[train]], codes[train])
+            found[np.ix_(test, head.classes_)] = head.predict_proba(self.rows[rows[test]])
+        return found
+
+
+def _head() -> Any:
+    from ..heads import make_head
+
+    return make_head("ridge")
+
+
+def _components(rows: np.ndarray) -> np.ndarray:
+    """Return images by their principal components, (N, at most 256) float32."""
+    rows = np.asarray(rows, np.float32)
+    sample = rows if len(rows) <= SAMPLE else rows[np.random.default_rng(0).permutation(len(rows))[:SAMPLE]]
+    mean = sample.mean(axis=0)
+    if min(sample.shape) <= COMPONENTS:
+        return rows - mean
+    centred = sample - mean
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return (rows - mean) @ directions[:, : -COMPONENTS - 1 : -1]
+
+
+def _halving(accuracy: float, n: int, width: float) -> int | None:
+    """Return how many more answers halve an interval, were the accuracy to stay as it is."""
+    more = n
+    while more < 100 * n:
+        low, high = wilson_interval(round(accuracy * (n + more)), n + more)
+        if high - low <= width / 2:
+            return more
+        more = ceil(more * 1.05)
+    return None
