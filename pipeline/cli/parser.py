@@ -8,7 +8,7 @@ from typing import Any
 
 from ..backbones import STORAGES
 from ..store.paths import PART_ROWS
-from . import commands, inspection, results
+from . import commands, inspection, label, results
 from .flags import (
     Parser,
     add_backbone,
@@ -42,6 +42,7 @@ def command_parser() -> tuple[Parser, Any]:
     backbones.add_argument("filter", nargs="?", metavar="FILTER", help="only those whose name holds this text")
     backbones.add_argument("--offline", action="store_true", help="only those whose weights are on this machine")
     _add_cache_commands(verbs)
+    label.add_commands(verbs)
     inspection.add_commands(verbs)
     results.add_commands(verbs)
     return parser, verbs

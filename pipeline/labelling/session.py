@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -134,7 +135,7 @@ class LabelSession:
         self._hold.__enter__()
         self._answers: dict[int, Answer] = {}
         self._undo: list[dict[int, Answer | None]] = []
-        self.classes: list[str] = list(dict.fromkeys(classes))
+        self.classes: list[str] = list(dict.fromkeys(map(_name, classes)))
         self.gone = 0
         there = {answer.path for answer in self.file.answers}
         if given := [Answer(path, label, GIVEN) for path, label in known if path not in there]:
@@ -171,6 +172,14 @@ class LabelSession:
             if answer.label:
                 found[answer.label] += 1
         return found
+
+    def row_of(self, path: str) -> int:
+        """Return an image's row in the cache."""
+        return self._known(path)
+
+    def question(self, row: int) -> Question:
+        """Return what would be asked about an image."""
+        return self._question(row, RANDOM if self._sample[row] else ASKED)
 
     def next(self, count: int = 12) -> list[Question]:
         """Return images to ask for: `random_share` of them drawn at random, the others by the strategy.
@@ -210,11 +219,7 @@ class LabelSession:
         DataError
             If there is no such image, or the label is no name.
         """
-        label = label.strip()
-        if not label and chosen not in (SKIPPED, OTHER):
-            raise DataError("A label is a name; to pass over an image, answer 'skipped' or 'other'.")
-        if len(label) > 200 or not label.isprintable():
-            raise DataError("A label has at most 200 characters, all of which can be printed.")
+        label = "" if chosen in (SKIPPED, OTHER) else _name(label)
         rows = [self._known(path) for path in ([paths] if isinstance(paths, str) else paths)]
         said = {row: Answer(self.paths[row], label, RANDOM if self._sample[row] and label else chosen) for row in rows}
         self.file.add(list(said.values()))
@@ -237,14 +242,25 @@ class LabelSession:
         self._learn()
         return [self.paths[row] for row in before]
 
+    def add_class(self, name: str) -> None:
+        """Make a class known that no image has yet; it is kept once one has.
+
+        Raises
+        ------
+        DataError
+            If that is no name.
+        """
+        self.classes = list(dict.fromkeys([*self.classes, _name(name)]))
+
     def rename(self, old: str, new: str) -> None:
         """Give a class another name; that of another class merges them.
 
         Raises
         ------
-        UnknownNameError
-            If there is no such class.
+        UnknownNameError, DataError
+            If there is no such class, or the new one is no name.
         """
+        new = _name(new)
         if old not in self.classes:
             raise UnknownNameError("class", old, self.classes)
         of_it = [self.paths[row] for row, answer in self._answers.items() if answer.label == old]
@@ -346,6 +362,14 @@ class LabelSession:
             head = _head().fit(self.rows[rows[train]], codes[train])
             found[np.ix_(test, head.classes_)] = head.predict_proba(self.rows[rows[test]])
         return found
+
+
+def _name(label: str) -> str:
+    label = unicodedata.normalize("NFC", label.strip())
+    if not label or len(label) > 200 or not label.isprintable():
+        raise DataError("A label is a name of 1 to 200 characters that can be printed; to pass over an image, answer "
+                        "'skipped' or 'other'.")
+    return label
 
 
 def _head() -> Any:

@@ -1,0 +1,192 @@
+"""The page: to whoever has its address and nobody else; every answer on disk before it is shown as kept."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from images import write_images
+
+import pipeline
+from pipeline.labelling import LabelSession
+from pipeline.labelling.server import MOST_BYTES, LabelServer
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    hostile = 'photos/<img src=x onerror="alert(1)">.png'
+    write_images(tmp_path, *(f"photos/{number:02d}.png" for number in range(39)), hostile)
+    return Path("photos")
+
+
+@pytest.fixture
+def server(photos):
+    with LabelSession(pipeline.extract("photos", "pixels").path, "labels.csv", classes=["a", "<b>"]) as session:
+        made = LabelServer(session, {"backbone": "pixels"})
+        thread = threading.Thread(target=made.serve, daemon=True)
+        thread.start()
+        yield made
+        made.stop()
+        thread.join()
+
+
+def ask(
+    server: LabelServer, path: str, body: object = None, token: str | None = None, raw: bytes = b"", **headers: str
+) -> tuple[int, bytes, http.client.HTTPMessage]:  # fmt: skip
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    content = raw or (b"" if body is None else json.dumps(body).encode())
+    given = {"X-Token": server.token if token is None else token, "Content-Type": "application/json", **headers}
+    connection.request("POST" if content else "GET", path, content or None, given)
+    answer = connection.getresponse()
+    return answer.status, answer.read(), answer.headers
+
+
+def rows() -> list[dict[str, str]]:
+    with Path("labels.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+ANSWER = {"rows": [3], "label": "a", "chosen": "asked", "shown": [1, 2]}
+
+
+def test_an_answer_is_in_the_table_when_the_reply_comes(server):
+    status, body, _ = ask(server, "/answer", ANSWER)
+    assert status == 200 and json.loads(body)["kept"] == [3] and len(json.loads(body)["shown"]) == 2
+    (row,) = rows()
+    assert row["label"] == "a" and row["path"] == f"photos/{server.session.paths[3]}"
+    assert json.loads(ask(server, "/state")[1])["counts"]["a"] == 1
+    assert json.loads(ask(server, "/undo", {})[1]) == {"rows": [3]} and rows() == []
+
+
+@pytest.mark.parametrize("path", ["/", "/state", "/next", "/page.js", "/photo/0", "/answer", "/undo", "/train"])
+def test_nothing_is_given_without_the_token(server, path):
+    body = {} if path in ("/answer", "/undo", "/train") else None
+    for token in ("", "x" * 32, server.token[:-1]):
+        assert ask(server, path, body, token)[0] == 403
+    assert not Path("labels.csv").exists()
+
+
+def test_other_hosts_and_origins_are_refused_even_with_the_token(server):
+    assert ask(server, "/state", Host="evil.example")[0] == 403  # a name that somebody has pointed here
+    assert ask(server, "/answer", ANSWER, Origin="https://evil.example")[0] == 403
+    assert ask(server, "/answer", ANSWER, Origin="null")[0] == 403
+    assert ask(server, "/answer", ANSWER, Origin=f"http://127.0.0.1:{server.port}")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/photo/../labels.csv", "/../labels.csv", "/photo/9999", "/photo/-1", "/labels.csv",
+                                  "/photo/%2e%2e%2flabels.csv", "/session.py", "/next?like=9999"])  # fmt: skip
+def test_no_file_but_the_photos_is_given(server, path):
+    Path("labels.csv").write_text("secret")
+    status, body, _ = ask(server, path)
+    assert status in (404, 405) and b"secret" not in body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, [], {**ANSWER, "rows": []}, {**ANSWER, "rows": [10**9]}, {**ANSWER, "rows": ["../x"]}, {**ANSWER, "label": 7},
+     {**ANSWER, "label": ""}, {**ANSWER, "label": "a\nb"}, {**ANSWER, "chosen": "random"}, {**ANSWER, "shown": [-1]}],
+)  # fmt: skip
+def test_what_is_no_answer_is_refused_and_nothing_is_written(server, body):
+    assert ask(server, "/answer", body)[0] == 400
+    assert not Path("labels.csv").exists()
+
+
+def test_huge_and_broken_bodies_are_refused(server):
+    assert ask(server, "/answer", raw=b"[" * (MOST_BYTES + 1))[0] == 413
+    assert ask(server, "/answer", raw=b"{not json")[0] == 400
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_may_not(server):
+    status, body, headers = ask(server, "/")
+    assert status == 200 and "default-src 'none'" in headers["Content-Security-Policy"]
+    everything = body + ask(server, "/page.js")[1] + ask(server, "/page.css")[1]
+    assert b"https://" not in everything and b"innerHTML" not in everything
+
+
+def test_a_full_disk_is_told_and_the_answer_is_not_taken_for_kept(server, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, body, _ = ask(server, "/answer", ANSWER)
+    assert status == 507 and json.loads(body)["error"] == "Not kept: No space left on device."
+    assert json.loads(ask(server, "/state")[1])["answered"] == 0
+
+
+def test_train_makes_an_ordinary_run_scored_on_the_random_ones(server):
+    for row in range(40):
+        ask(server, "/answer", {**ANSWER, "rows": [row], "label": "a" if row % 2 else "b"})
+    status, body, _ = ask(server, "/train", {})
+    told = json.loads(body)
+    assert status == 200 and told["split"] == "val" and told["n"] == sum(row["chosen"] == "random" for row in rows())
+    assert pipeline.Run.open(told["name"]).metrics["splits"]["val"]["n"] == told["n"]
+    assert [command.split()[1] for command in told["commands"]] == ["extract", "train-head"]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="takes a browser: chromium")
+def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(photos):
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-m", "pipeline", "label", "photos", "--backbone", "pixels", "--classes", "even,odd",
+               "--labels", "labels.csv", "--json"]  # fmt: skip
+
+    def started() -> tuple[subprocess.Popen, str]:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return process, json.loads(process.stdout.readline())["address"]
+
+    def ready(page, answered: int) -> None:
+        page.wait_for_function("told => document.getElementById('progress').textContent.startsWith(told)",
+                               arg=f"{answered} of 40")  # fmt: skip
+
+    def label(page, count: int) -> None:
+        for _ in range(count):
+            name = page.eval_on_selector('#photos li[tabindex="0"]', "item => item.title")
+            before = page.inner_text("#progress")
+            page.keyboard.press("2" if name[-5] in "13579" else "1")
+            page.wait_for_function("text => document.getElementById('progress').textContent !== text", arg=before)
+
+    process, address = started()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, faults = browser.new_page(), []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: faults.append("a dialog: markup ran"))
+        page.goto(address)
+        ready(page, 0)
+        assert all(page.eval_on_selector_all("#photos img", "images => images.map(image => image.alt.length > 0)"))
+        label(page, 8)
+        page.reload()
+        ready(page, 8)
+        label(page, 4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        page.keyboard.press("1")
+        page.wait_for_function("document.getElementById('message').textContent.includes('has stopped')")
+        assert len(rows()) == 12
+        process, address = started()
+        page.goto(address)
+        ready(page, 12)
+        label(page, 27)
+        page.keyboard.press("u")
+        ready(page, 38)
+        label(page, 2)
+        page.wait_for_selector("#empty")
+        assert faults == []
+        browser.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    told = rows()
+    assert len(told) == len({row["path"] for row in told}) == 40
+    assert all(row["label"] == ("odd" if row["path"][-5] in "13579" else "even") for row in told)
