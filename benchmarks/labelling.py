@@ -1,12 +1,13 @@
 """Strategies of `pipeline label` against random order, answered by the truth, and whether its estimate can be believed.
 
-    python benchmarks/labelling.py CACHE... [--seeds 10] [--step 4] [--strategies random,badge,margin,need]
+    python benchmarks/labelling.py CACHE... [--seeds 10] [--step 4] [--rounds 50]
 
 CACHE is a cache file of labelled images. A quarter of them is kept aside for the truth. Printed for each cache and
-strategy, in Markdown: the answers it takes to come within one point of the accuracy that all labels give (mean over the
-seeds), as a share of those in random order; how often the 95 % interval that the session tells holds the accuracy on the
-images kept aside, and how often one from the images that the strategy chose would; and the usual milliseconds from an
-answer to the head that knows it. A fifth of the answers is on images drawn at random, as in a session.
+strategy, in Markdown: the answers it takes to come within one point of the accuracy that all labels give (mean over
+seeds), as a share of those in random order; how often the 95 % interval that the session tells, in any of --rounds, holds
+the accuracy on the images kept aside, and how often one from the images that the strategy chose would; and the usual
+milliseconds from an answer to the head that knows it. A fifth of the answers is on images drawn at random, as in a
+session.
 """
 
 from __future__ import annotations
@@ -29,23 +30,22 @@ from pipeline.labelling.session import _components
 from pipeline.store import FeatureCache
 
 HEADER = ("data", "strategy", "answers", "of random order", "estimates", "hold the truth", "of chosen ones", "ms")
-MOST_ROUNDS = 400
 
 
 def round_trip(
     rows: np.ndarray, labels: np.ndarray, names: list[str], aside: np.ndarray, strategy: str, step: int, seed: int,
-    target: float, folder: Path,
+    target: float, rounds: int, folder: Path,
 ) -> tuple[int, list[bool], list[bool], list[float]]:  # fmt: skip
-    """Label until the target is reached; return the answers that took, which estimates held, and seconds of answers."""
+    """Label for some rounds; return the answers it took to the target, which estimates held, and seconds of answers."""
     pool = np.setdiff1d(np.arange(len(rows)), aside)
     order = np.random.default_rng(seed).permutation(pool)
     shuffled = rows[order] + np.random.default_rng(seed).normal(scale=1e-6, size=rows[order].shape).astype(np.float32)
     paths = [str(number) for number in range(len(order))]
     cache = pipeline.cache_embeddings(shuffled, None, paths=paths, dataset_name=f"pool-{seed}", cache_dir=folder).path
-    held, misled, seconds = list[bool](), list[bool](), list[float]()
+    held, misled, seconds, reached = list[bool](), list[bool](), list[float](), 0
     with LabelSession(cache, folder / f"{strategy}-{seed}.csv", strategy=strategy, seed=seed) as session:
         test = rows[aside] + (session.rows[0] - shuffled[0])
-        for _ in range(MOST_ROUNDS):
+        for _ in range(rounds):
             questions = session.next(step)
             if not questions:
                 break
@@ -67,9 +67,8 @@ def round_trip(
                 chosen = len(done) - found.n
                 low, high = wilson_interval(round((found.chosen_accuracy or 0) * chosen), max(chosen, 1))
                 misled.append(not low <= true <= high)
-            if true >= target:
-                return len(done), held, misled, seconds
-    return len(pool), held, misled, seconds
+            reached = reached or (len(done) if true >= target else 0)
+    return reached or len(pool), held, misled, seconds
 
 
 def main() -> None:
@@ -77,6 +76,7 @@ def main() -> None:
     parser.add_argument("caches", nargs="+", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--step", type=int, default=4, help="images asked for at a time")
+    parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--strategies", default="random,badge,margin,need", type=partial(str.split, sep=","))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -92,8 +92,8 @@ def main() -> None:
         usual = 0.0
         for strategy in options.strategies:
             with tempfile.TemporaryDirectory() as folder:
-                tried = [round_trip(rows, labels, list(names), aside, strategy, options.step, seed, target, Path(folder))
-                         for seed in range(options.seeds)]  # fmt: skip
+                tried = [round_trip(rows, labels, list(names), aside, strategy, options.step, seed, target,
+                                    options.rounds, Path(folder)) for seed in range(options.seeds)]  # fmt: skip
             answers = statistics.mean(each[0] for each in tried)
             usual = usual or answers
             held, misled = ([one for each in tried for one in each[place]] for place in (1, 2))

@@ -25,6 +25,9 @@ def add_commands(verbs: Any) -> None:
                         help="what is asked for next: badge, margin, need, typical, random (default: badge)")
     parser.add_argument("--random-share", type=float, default=0.2, metavar="SHARE",
                         help="share of the photos drawn at random, on which accuracy is estimated (default: 0.2)")
+    parser.add_argument("--export", type=Path, metavar="DIR",
+                        help="only put the labelled photos into class folders below DIR, as links")
+    parser.add_argument("--copy", action="store_true", help="with --export: as copies")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the page (default: any free one)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
                         help="where the trained run is written (default: runs)")
@@ -52,6 +55,10 @@ def label(options: argparse.Namespace) -> None:
         session = LabelSession(cache, table, classes=[name for name in options.classes.split(",") if name.strip()],
                                random_share=options.random_share, seed=options.seed, **asking)  # fmt: skip
     with session:
+        if options.export:
+            count = session.export(options.export, options.copy)
+            return print_json({"path": str(options.export), "images": count}) if options.json else print(
+                f"{options.export}: {count:,} photos in class folders")
         server = LabelServer(session, where, options.port)
         if session.gone:
             print_notes([f"{session.gone} answers are of photos that are not here any more; the table keeps them."])

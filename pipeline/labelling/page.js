@@ -84,7 +84,7 @@ async function refresh() {
   byId("table").textContent = state.table;
   const found = state.estimate;
   byId("estimate").textContent = found.accuracy === null
-    ? `Told from 5 answers on photos drawn at random (${found.n} so far; ${percent(state.share)} of those shown are).`
+    ? `Told from 10 answers on photos drawn at random (${found.n} so far; ${percent(state.share)} of those shown are).`
     : `${percent(found.accuracy)}, with 95 % confidence ${percent(found.low)} to ${percent(found.high)}, on ${found.n} photos `
       + `drawn at random${found.halved_by ? `; ${found.halved_by} more of them would halve that range` : ""}.`;
   drawCurve(state.curve);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ from .strategies import DEFAULT, STRATEGIES, Pool
 
 COMPONENTS = 256  # principal components that the head of a session sees: fits are quick, and as good
 SAMPLE = 4000  # images that they are found on
-FOLDS = 5
+FOLDS, MANY = 5, 20  # parts of which each is guessed by a head that has seen the others; many while answers are few,
+FEW = 400  # for a head on four fifths of so few is worse than the one that is judged
+LEAST = 10  # randomly drawn answers from which on accuracy is told
 DOUBT = 0.8  # from which probability of another class on a given label is doubted
 
 
@@ -278,7 +282,7 @@ class LabelSession:
         rows = np.array(sorted(self._labelled), int)
         drawn = np.array([self._answers[int(row)].chosen == RANDOM for row in rows], bool)
         found = self._left_out(rows)
-        if found is None or drawn.sum() < FOLDS:
+        if found is None or drawn.sum() < LEAST:
             return Estimate(int(drawn.sum()))
         right = found.argmax(axis=1) == self._codes(rows)
         n, hits = int(drawn.sum()), int(right[drawn].sum())
@@ -286,6 +290,40 @@ class LabelSession:
         of_asked = right[~drawn]
         return Estimate(n, hits / n, low, high, _halving(hits / n, n, high - low),
                         float(of_asked.mean()) if len(of_asked) else None)
+
+    def export(self, folder: str | Path, copy: bool = False) -> int:
+        """Put the labelled images into class folders, as links or copies, and return how many.
+
+        Parameters
+        ----------
+        folder : path-like
+            Gets ``train/CLASS/…`` and, of those drawn at random, ``val/CLASS/…``. It is made, or empty.
+        copy : bool
+
+        Raises
+        ------
+        DataError
+            If there is something in the folder, or an image is no file of its own.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"{str(folder)!r} is not empty, and nothing in it is replaced. Choose another folder.")
+        labelled = [answer for answer in self._answers.values() if answer.label]
+        for number, answer in enumerate(labelled):
+            source = Path(self.root).absolute() / answer.path
+            if not source.is_file():
+                raise DataError(f"{source} is no file of its own any more, so it cannot be put into a folder.")
+            name = re.sub(r"[/\\\0]", "_", answer.label).strip(". ") or "_"
+            place_of = folder / answer.split / name
+            place_of.mkdir(parents=True, exist_ok=True)
+            target = place_of / source.name
+            if target.exists() or target.is_symlink():  # of another folder below the root
+                target = place_of / f"{source.stem}-{number}{source.suffix}"
+            if copy:
+                shutil.copy2(source, target)
+            else:
+                target.symlink_to(source)
+        return len(labelled)
 
     def doubts(self, count: int = 12) -> list[tuple[Answer, str, float]]:
         """Return labels that a head which has not seen them disagrees with, the surest first.
@@ -352,8 +390,9 @@ class LabelSession:
         codes = self._codes(rows)
         found = np.zeros((len(rows), len(self._trained)))
         # by the image, not by its place among the answers: so the next answer changes no other image's fold
-        folds = np.random.default_rng(2).integers(FOLDS, size=len(self.paths))[rows]
-        for fold in range(FOLDS):
+        count = MANY if len(rows) < FEW else FOLDS
+        folds = (self._order[rows] * 1e9).astype(np.int64) % count
+        for fold in range(count):
             train, test = folds != fold, folds == fold
             if not test.any():
                 continue

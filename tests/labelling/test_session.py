@@ -145,6 +145,12 @@ def test_the_table_is_an_ordinary_data_set(tmp_path, monkeypatch):
     with LabelSession(done.path, "mine/labels.csv") as session:
         for question in session.next(30):
             session.answer(question.path, "odd" if int(Path(question.path).stem) % 2 else "even", question.chosen)
+        assert session.export("folders") == 30 and session.export("copies", copy=True) == 30
+        with pytest.raises(DataError, match="is not empty"):
+            session.export("folders")
+    assert Path("folders/val").is_dir() and next(Path("folders/train/odd").iterdir()).is_symlink()
+    exported, copied = pipeline.load_dataset("folders"), pipeline.load_dataset("copies")
+    assert len(exported) == 30 and exported.classes == ("even", "odd") and (exported.digests == copied.digests).all()
     dataset = pipeline.load_dataset("mine/labels.csv")
     assert len(dataset) == 30 and dataset.classes == ("even", "odd") and set(dataset.splits) == {"train", "val"}
     assert pipeline.extract("mine/labels.csv", "pixels").computed == 0
