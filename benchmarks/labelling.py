@@ -4,7 +4,7 @@
 
 CACHE is a cache file of labelled images. A quarter of them is kept aside for the truth. Printed for each cache and
 strategy, in Markdown: the answers it takes to come within one point of the accuracy that all labels give (mean over
-seeds), as a share of those in random order; how often the 95 % interval that the session tells, in any of --rounds, holds
+seeds), as a share of those in random order; how often the 95 % interval that the session tells in any of --rounds holds
 the accuracy on the images kept aside, and how often one from the images that the strategy chose would; and the usual
 milliseconds from an answer to the head that knows it. A fifth of the answers is on images drawn at random, as in a
 session.

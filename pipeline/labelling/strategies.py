@@ -10,6 +10,7 @@ import numpy as np
 from ..core.registry import Registry
 
 LIKELY = 2000  # candidates among which a strategy that compares them with each other looks
+MANY = 4000  # images that are clustered at the most
 NEIGHBOURS = 20
 FEW = 5  # answers a class, up to which nothing is known of where the head is unsure
 
@@ -59,6 +60,15 @@ def typical(pool: Pool, count: int, rng: np.random.Generator) -> np.ndarray:
     budgets", ICML 2022: cluster all images into as many clusters as there will be answers, and of the largest ones
     without an answer take the image with the nearest neighbours.
     """
+    if len(pool.rows) > MANY:  # a part tells as well where the clusters are
+        kept = np.union1d(pool.answered, rng.permutation(pool.open)[: max(MANY, 2 * count)])
+        place = np.searchsorted(kept, pool.answered), np.flatnonzero(np.isin(kept, pool.open))
+        part = Pool(pool.rows[kept], place[1], place[0], None)
+        return kept[_typical(part, count, rng)]
+    return _typical(pool, count, rng)
+
+
+def _typical(pool: Pool, count: int, rng: np.random.Generator) -> np.ndarray:
     from sklearn.cluster import MiniBatchKMeans
 
     clusters = min(len(pool.answered) + count, max(len(pool.rows) // 2, 1), 500)

@@ -147,15 +147,13 @@ def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(ph
         return process, json.loads(process.stdout.readline())["address"]
 
     def ready(page, answered: int) -> None:
-        page.wait_for_function("told => document.getElementById('progress').textContent.startsWith(told)",
-                               arg=f"{answered} of 40")  # fmt: skip
+        page.wait_for_selector(f"#progress:text('{answered} of 40')")
 
-    def label(page, count: int) -> None:
-        for _ in range(count):
+    def label(page, first: int, last: int) -> None:
+        for answered in range(first, last + 1):
             name = page.eval_on_selector('#photos li[tabindex="0"]', "item => item.title")
-            before = page.inner_text("#progress")
             page.keyboard.press("2" if name[-5] in "13579" else "1")
-            page.wait_for_function("text => document.getElementById('progress').textContent !== text", arg=before)
+            ready(page, answered)
 
     process, address = started()
     with sync_playwright() as playwright:
@@ -166,22 +164,22 @@ def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(ph
         page.goto(address)
         ready(page, 0)
         assert all(page.eval_on_selector_all("#photos img", "images => images.map(image => image.alt.length > 0)"))
-        label(page, 8)
+        label(page, 1, 8)
         page.reload()
         ready(page, 8)
-        label(page, 4)
+        label(page, 9, 12)
         process.send_signal(signal.SIGKILL)
         process.wait()
         page.keyboard.press("1")
-        page.wait_for_function("document.getElementById('message').textContent.includes('has stopped')")
+        page.wait_for_selector("#message:text('has stopped')")
         assert len(rows()) == 12
         process, address = started()
         page.goto(address)
         ready(page, 12)
-        label(page, 27)
+        label(page, 13, 39)
         page.keyboard.press("u")
         ready(page, 38)
-        label(page, 2)
+        label(page, 39, 40)
         page.wait_for_selector("#empty")
         assert faults == []
         browser.close()
