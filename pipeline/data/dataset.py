@@ -162,8 +162,9 @@ def load_dataset(
     Parameters
     ----------
     data : str, or whatever `pipeline.data.given.on_disk` takes
-        A name in `DATASETS`, ``torchvision:NAME``, a folder, a CSV file, or what `list_contained` takes; ``[:N]``
-        behind it takes the first N images, see `pipeline.data.dataset.keep_first`.
+        A name in `DATASETS`, ``torchvision:NAME``, a folder, a table (``labels.csv[label=breed]`` names its columns,
+        see `pipeline.data.tables.table_options`), or what `list_contained` takes; ``[:N]`` behind it takes the first
+        N images, see `pipeline.data.dataset.keep_first`.
     cache_dir : str or Path
         Keeps downloads and the memory of digests.
     val_fraction, test_fraction, group_duplicates

@@ -191,22 +191,21 @@ def _assigned(
     sizes, of_class = np.bincount(unit), labels[first]
     fresh = np.lexsort((first, of_class))
     fresh = fresh[settled[fresh] == ""]
-    totals = {name: np.bincount(labels[found == name] + 1, minlength=labels.max() + 2) for name in ("train", *shares)}
-    for units in np.split(fresh, np.flatnonzero(np.diff(of_class[fresh])) + 1):
-        label = int(of_class[units[0]]) if len(units) else -1
-        size, trained = int((labels == label).sum()), bool(totals["train"][label + 1])
-        left = units.tolist()
+    counted = {name: np.bincount(labels[found == name] + 1, minlength=labels.max() + 2) for name in ("train", *shares)}
+    totals = np.bincount(labels + 1)
+    for units in np.split(fresh, np.flatnonzero(np.diff(of_class[fresh])) + 1) if len(fresh) else ():
+        label = int(of_class[units[0]]) + 1
+        left, trained = len(units), bool(counted["train"][label])
         for split, share in shares.items():
-            lacking = max(round(share * size), int(share > 0)) - int(totals[split][label + 1])
-            for number in list(left):
+            lacking = max(round(share * int(totals[label])), int(share > 0)) - int(counted[split][label])
+            for number in units[settled[units] == ""].tolist():
                 # one at least of each class is for training
-                if lacking <= 0 or (len(left) == 1 and not trained):
+                if lacking <= 0 or (left == 1 and not trained):
                     break
                 if sizes[number] <= 2 * lacking:
                     settled[number] = split
-                    left.remove(number)
-                    lacking -= int(sizes[number])
-        settled[left] = "train"
+                    lacking, left = lacking - int(sizes[number]), left - 1
+    settled[settled == ""] = "train"
     found = np.where(before == "", settled[unit], before)
     back = np.empty_like(found)
     back[by_order] = found

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 from ..core.errors import DataError
@@ -148,7 +149,7 @@ class AnswerFile:
         except OSError as error:
             raise DataError(f"Cannot read {self.path}: {error.strerror}.") from error
         whole = content[: content.rfind("\n") + 1]  # what follows was cut off
-        rows = list(csv.reader(whole.splitlines()))
+        rows = list(csv.reader(StringIO(whole, newline="")))  # names of files may hold line ends
         if not rows or tuple(rows[0]) != HEADER:
             raise DataError(f"{self.path} is there already, and is no table of answers: its first line is not "
                             f"{','.join(HEADER)}. Choose another with --labels.")

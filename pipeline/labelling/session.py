@@ -98,7 +98,7 @@ class LabelSession:
     Raises
     ------
     DataError
-        If the table is something else, or names images that the cache lacks.
+        If the table is something else, or the images are behind a URL.
     BusyError
         If another process labels into that table.
 
@@ -130,8 +130,10 @@ class LabelSession:
         finally:
             if opened is not features:
                 opened.close()
+        if not isinstance(self.root, Path):
+            raise DataError(f"The images are behind {self.root}, and a table of answers names files of this machine only.")
         self._row_of = {path: row for row, path in enumerate(self.paths)}
-        self.file = AnswerFile(Path(labels).absolute(), Path(self.root).absolute())
+        self.file = AnswerFile(Path(labels).absolute(), self.root.absolute())
         # Only these are drawn at random, and the strategy asks for none of them: what it takes it would take from the
         # sample too. By content, so that further images leave the sample one.
         self._sample = self._order < random_share
@@ -139,8 +141,16 @@ class LabelSession:
         self._hold.__enter__()
         self._answers: dict[int, Answer] = {}
         self._undo: list[dict[int, Answer | None]] = []
-        self.classes: list[str] = list(dict.fromkeys(map(_name, classes)))
         self.gone = 0
+        try:
+            self.classes: list[str] = list(dict.fromkeys(map(_name, classes)))
+            self._begin(known)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, known: Sequence[tuple[str, str]]) -> None:
+        """Take up what was answered before, and what labels the images had."""
         there = {answer.path for answer in self.file.answers}
         if given := [Answer(path, label, GIVEN) for path, label in known if path not in there]:
             self.file.add(given)
@@ -192,7 +202,8 @@ class LabelSession:
         """
         open_ = self._open()
         sample, rest = open_[self._sample[open_]], open_[~self._sample[open_]]
-        drawn = min(max(round(self.random_share * count), 1, count - len(rest)), len(sample))
+        usual = int(self.random_share * count + self._rng.random())  # of few at a time now one, now none
+        drawn = min(max(usual, count - len(rest)), len(sample))
         at_random = sample[np.argsort(self._order[sample], kind="stable")][:drawn]
         pool = Pool(self.rows, rest, np.array(sorted(self._labelled), int), self._probabilities)
         asked = self._ask(pool, min(count - drawn, len(rest)), self._rng) if len(rest) and count > drawn else rest[:0]
@@ -310,7 +321,7 @@ class LabelSession:
             raise DataError(f"{str(folder)!r} is not empty, and nothing in it is replaced. Choose another folder.")
         labelled = [answer for answer in self._answers.values() if answer.label]
         for number, answer in enumerate(labelled):
-            source = Path(self.root).absolute() / answer.path
+            source = self.root.absolute() / answer.path
             if not source.is_file():
                 raise DataError(f"{source} is no file of its own any more, so it cannot be put into a folder.")
             name = re.sub(r"[/\\\0]", "_", answer.label).strip(". ") or "_"
