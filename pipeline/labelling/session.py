@@ -121,7 +121,7 @@ class LabelSession:
         self.strategy, self.random_share, self._rng = strategy, random_share, np.random.default_rng(seed)
         opened = features if isinstance(features, FeatureCache) else FeatureCache.open(features)
         try:
-            self.root = place(opened.meta.get("root", ""))
+            root = place(opened.meta.get("root", ""))
             self.paths = list(opened.paths)
             self.rows = _components(opened.read_rows(view=0))
             self._order = fraction(opened.digests)
@@ -130,8 +130,9 @@ class LabelSession:
         finally:
             if opened is not features:
                 opened.close()
-        if not isinstance(self.root, Path):
-            raise DataError(f"The images are behind {self.root}, and a table of answers names files of this machine only.")
+        if not isinstance(root, Path):
+            raise DataError(f"The images are behind {root}, and a table of answers names files of this machine only.")
+        self.root = root
         self._row_of = {path: row for row, path in enumerate(self.paths)}
         self.file = AnswerFile(Path(labels).absolute(), self.root.absolute())
         # Only these are drawn at random, and the strategy asks for none of them: what it takes it would take from the
