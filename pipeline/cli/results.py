@@ -11,7 +11,16 @@ from typing import Any
 
 from ..core.errors import PipelineError
 from .flags import Parser, add_command, add_data, add_limits, add_running, limits_of
-from .printing import print_beside_bars, print_json, print_notes, print_table, printable, progress_bars, readable_age
+from .printing import (
+    print_beside_bars,
+    print_json,
+    print_notes,
+    print_table,
+    printable,
+    progress_bars,
+    readable_age,
+    working,
+)
 
 WIDTH = 100  # columns that a table takes at most
 MOST_CLASSES = 10  # that are listed
@@ -24,6 +33,7 @@ def add_commands(verbs: Any) -> None:
     scored.add_argument("runs", nargs="+", metavar="RUN", help="names or folders; several are compared")
     add_data(scored, splitting=False, positional=False)
     scored.add_argument("--split", metavar="NAME", help="which images (default: test, else val, else all)")
+    scored.add_argument("--report", action="store_true", help="also write a page about each run on these images")
     scored.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
                         help="where runs are (default: runs)")
     add_running(scored, seed=False)
@@ -118,6 +128,13 @@ def evaluate(options: argparse.Namespace) -> None:
         _print_classes(found[0])
     print_verdicts([{"name": one.run, "versus_best": one.versus} for one in found if one.versus], options)
     print("\n".join(f"predictions: {printable(one.path)}" for one in found))
+    if options.report:
+        from ..reports import write_report
+
+        for one in found:
+            with working(f"Writing the report of {one.run} on {one.dataset}"):
+                path = write_report(one, cache_dir=options.cache_dir)
+            print_notes([f"look at {path}"])
 
 
 def _print_classes(found: Any) -> None:

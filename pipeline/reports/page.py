@@ -16,7 +16,7 @@ from ..core.errors import PipelineError
 from ..data import place
 from ..data.files import is_there
 from ..data.transforms import Transform
-from ..runs.run import Run, list_runs
+from ..runs.run import EvaluatedRun, Run, list_runs
 from ..store import FeatureCache
 from . import content, pictures
 from .plots import check_format, plots_of, write_plots
@@ -26,15 +26,15 @@ MAPPED = 1000  # images on the map: t-SNE takes seconds for them
 
 
 def write_report(
-    run: str | Path | Run, *, cache_dir: str | Path = "cache", out: Path | None = None, plots: Path | None = None,
+    run: str | Path | Run | Any, *, cache_dir: str | Path = "cache", out: Path | None = None, plots: Path | None = None,
     plot_format: str = "svg", runs_dir: str | Path = "runs",
 ) -> Path:  # fmt: skip
     """Write a page about a run, for a browser without any network.
 
     Parameters
     ----------
-    run : str, path or Run
-        By name below `runs_dir`, or folder.
+    run : str, path, Run or Evaluation
+        By name below `runs_dir`, or folder; or what `evaluate_runs` returned, about the images of that.
     cache_dir : Path
         Where its features are; without them the page has no map.
     out : Path, optional
@@ -47,7 +47,7 @@ def write_report(
     PipelineError
         If something of the run cannot be read, or the page or its plots not be written.
     """
-    run, cache_dir = run if isinstance(run, Run) else Run.open(run, Path(runs_dir)), Path(cache_dir)
+    run, cache_dir = _opened(run, Path(runs_dir)), Path(cache_dir)
     if plots:
         check_format(plot_format)
     cache = content.cache_of(run, cache_dir)
@@ -55,7 +55,16 @@ def write_report(
         context = facts(run, cache)
     if plots:
         write_plots(plots_of(context), plots, plot_format)
-    return write_page(render("page.html", context, ("theme.js", "page.js")), out or run.path / "report.html")
+    usual = run.table.with_suffix(".html") if isinstance(run, EvaluatedRun) else run.path / "report.html"
+    return write_page(render("page.html", context, ("theme.js", "page.js")), out or usual)
+
+
+def _opened(run: Any, runs_dir: Path) -> Run:
+    if isinstance(run, Run):
+        return run
+    if hasattr(run, "predictions") and hasattr(run, "path"):  # what `evaluate_runs` returns
+        return EvaluatedRun.of(run.path)
+    return Run.open(run, runs_dir)
 
 
 def write_page(text: str, path: Path) -> Path:
@@ -84,8 +93,8 @@ def render(page: str, context: Mapping[str, Any], scripts: Sequence[str]) -> str
 
 def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
     """Return everything that a page about a run says, as plain values."""
-    metrics, config = run.metrics, run.config()
-    split = next(name for name in EVALUATED if name in metrics["splits"])
+    metrics, config, elsewhere = run.metrics, run.config(), isinstance(run, EvaluatedRun)
+    split = next((name for name in EVALUATED if name in metrics["splits"]), next(iter(metrics["splits"])))
     rows, root = run.predictions(split), place(config["dataset"]["root"])
     shown = pictures.chosen(rows)
     images = pictures.embedded(root, [rows[index] for index in shown])
@@ -102,8 +111,9 @@ def facts(run: Run, cache: FeatureCache | None) -> dict[str, Any]:
         "images": images, "left_out": len(rows) - len(images),
         "wrong": sum(row["label"] != row["prediction"] for row in rows), "map": feature_map(run, cache, places),
         "charts": {
-            "reliability": content.reliability_chart(rows, content.before_temperature(run, cache, split)),
-            "neighbours": content.neighbours_chart(run, list_runs(run.path.parent), split),
+            "reliability": content.reliability_chart(
+                rows, content.before_temperature(run, None if elsewhere else cache, split)),
+            "neighbours": content.neighbours_chart(run, [run] if elsewhere else list_runs(run.path.parent), split),
             "history": content.history_charts(run),
             "curve": content.learning_curve(run, spec_sha256),
             "layers": content.layer_chart(run),

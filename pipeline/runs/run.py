@@ -110,11 +110,51 @@ class Run:
         RunError
             If there is no such file.
         """
-        try:
-            with (self.path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                return [row for row in csv.DictReader(file) if split in (None, row["split"])]
-        except (OSError, KeyError, csv.Error) as error:
-            raise RunError(f"Cannot read the predictions of {str(self.path)!r}: {error}.") from error
+        return _predictions(self.path / "predictions.csv", split)
+
+
+def _predictions(table: Path, split: str | None = None) -> list[dict[str, str]]:
+    try:
+        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return [row for row in csv.DictReader(file) if split in (None, row["split"])]
+    except (OSError, KeyError, csv.Error) as error:
+        raise RunError(f"Cannot read the predictions of {str(table.parent)!r}: {error}.") from error
+
+
+@dataclass(frozen=True)
+class EvaluatedRun(Run):
+    """A run as it does on other images.
+
+    Attributes
+    ----------
+    table : Path
+        Its predictions of them, as `save_evaluation` wrote them.
+    """
+
+    table: Path = Path()
+
+    @classmethod
+    def of(cls, table: Path) -> EvaluatedRun:
+        """Open what was kept of an evaluation.
+
+        Raises
+        ------
+        RunError
+            If it is not complete.
+        """
+        run, told = Run.open(table.parent.parent), _read(table.with_suffix(".json"), json.loads)
+        metrics = {**run.metrics, "name": f"{run.name} on {told['dataset']}", "dataset": told["dataset"],
+                   "splits": {told["split"]: told["scores"]}}
+        return cls(run.path, {key: value for key, value in metrics.items() if key != "calibration"}, table=table)
+
+    def config(self) -> dict[str, Any]:
+        """Read `config.toml`, but for where the images are."""
+        told, config = _read(self.table.with_suffix(".json"), json.loads), super().config()
+        return {**config, "dataset": {**config["dataset"], "root": told["root"]}}
+
+    def predictions(self, split: str | None = None) -> list[dict[str, str]]:
+        """Read the predictions of these images; of all splits, since one was asked for when they were made."""
+        return _predictions(self.table) if split in (None, *self.metrics["splits"]) else []
 
 
 def split_of(metrics: Mapping[str, Any]) -> str:

@@ -160,8 +160,9 @@ def _evaluated(
     absent = tuple(name for name, count in zip(classifier.classes, counts, strict=True) if not count)
     unknown = {name: count for name, count in unknown.items() if count}
     scores = evaluate(labels, scored)
-    figures = {"data": data, "root": str(dataset.root), "split": split, "classes": list(classifier.classes),
-               "scores": scores, "unknown": unknown, "absent": list(absent), "failures": failures}
+    figures = {"data": data, "dataset": dataset.name, "root": str(dataset.root), "split": split,
+               "classes": list(classifier.classes), "scores": scores, "unknown": unknown, "absent": list(absent),
+               "failures": failures}
     path = save_evaluation(run, f"{dataset.name}-{split}", table, figures)
     return Evaluation(run.name, dataset.name, split, scores, classifier.classes, unknown, absent, failures, table, path)
 

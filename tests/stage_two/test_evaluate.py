@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from projects import Project, project, tiles  # noqa: F401
 
+import pipeline
 from pipeline import FeatureCache, ImageClassifier, Run
 from pipeline.stage_two.evaluate import evaluate_runs
 
@@ -104,3 +105,15 @@ def test_a_classifier_scores_images_that_are_at_hand(tiles, trained):
     assert found["log_loss"] == pytest.approx(run.metrics["splits"]["val"]["log_loss"])
     found = classifier.evaluate([paths[0], b"no image", paths[-1]], ["china", "china", "tulip"])
     assert (found["n"], found["unknown"], list(found["unreadable"])) == (1, {"tulip": 1}, ["1"])
+
+
+def test_a_page_tells_how_a_run_does_on_other_images(tiles, trained):
+    folder = trained.folder / "others"
+    shutil.copytree(tiles / "val", folder)
+    code, out, err = trained.run("evaluate", "tiles-pixels-ridge", "--data", folder, "--report")
+    assert code == 0, err
+    page = (trained.folder / "runs/tiles-pixels-ridge/evaluations/others-all.html").read_text()
+    (found,) = evaluate_runs(["tiles-pixels-ridge"], str(folder))
+    assert "tiles-pixels-ridge on others" in page and f"{100 * found.scores['accuracy']:.1f} %" in page
+    assert pipeline.report(found) == found.path.with_suffix(".html")
+    assert not (trained.folder / "runs/tiles-pixels-ridge/report.html").exists()
