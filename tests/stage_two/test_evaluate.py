@@ -110,7 +110,7 @@ def test_a_classifier_scores_images_that_are_at_hand(tiles, trained):
 def test_a_page_tells_how_a_run_does_on_other_images(tiles, trained):
     folder = trained.folder / "others"
     shutil.copytree(tiles / "val", folder)
-    code, out, err = trained.run("evaluate", "tiles-pixels-ridge", "--data", folder, "--report")
+    code, _, err = trained.run("evaluate", "tiles-pixels-ridge", "--data", folder, "--report")
     assert code == 0, err
     page = (trained.folder / "runs/tiles-pixels-ridge/evaluations/others-all.html").read_text()
     (found,) = evaluate_runs(["tiles-pixels-ridge"], str(folder))
