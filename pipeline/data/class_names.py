@@ -17,10 +17,11 @@ def in_one_spelling(samples: Samples) -> None:
     macOS writes the same letters in another form than Linux and Windows do, and old archives and tables write them in
     no Unicode at all. What is not UTF-8 is read as Windows-1252, the likeliest; a note says so. Files keep their names.
     """
-    if foreign := [name for name in samples.classes if _is_foreign(name)]:
-        _rename(samples, decoded)
+    strange = [name for name in samples.classes if _is_foreign(name) and not _is_utf8(name)]
+    _rename(samples, decoded)
+    if strange:
         samples.notes.append("Names of classes that are not UTF-8, taken as Windows-1252: "
-                             f"{first_few(map(decoded, foreign))}.")
+                             f"{first_few(map(decoded, strange))}.")
     if merged := _rename(samples, lambda name: unicodedata.normalize("NFC", name)):
         samples.notes.append(f"Spelled in two ways in Unicode, and taken as one class each: {first_few(merged)}.")
 
@@ -29,15 +30,28 @@ def _is_foreign(name: str) -> bool:
     return any("\udc80" <= letter <= "\udcff" for letter in name)  # as `surrogateescape` keeps bytes
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def decoded(name: str) -> str:
-    """Return a name as text: bytes that are not UTF-8, as `os.fsdecode` keeps them, are read as Windows-1252."""
+    """Return a name as text, whatever this process takes for the encoding of files.
+
+    Bytes, as `os.fsdecode` keeps those that it cannot read, are UTF-8 where they can be, else Windows-1252.
+    """
     if not _is_foreign(name):
         return name
     content = os.fsencode(name)
-    try:
-        return content.decode("cp1252")
-    except UnicodeDecodeError:  # which has five bytes that mean nothing
-        return content.decode("latin-1")
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1")  # Windows-1252 has five bytes that mean nothing
 
 
 def _rename(samples: Samples, rule: Callable[[str], str]) -> list[str]:

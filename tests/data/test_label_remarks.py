@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -101,3 +103,19 @@ def test_parquet_labels_of_another_kind_are_an_error_that_says_what_was_found(tm
     parquet.write_table(pa.table({"image": images, "label": labels}), tmp_path / "data.parquet")
     with pytest.raises(DataError, match=f"the column 'label' holds {kind}"):
         load("data.parquet")
+
+
+LISTED = """
+import sys
+from pipeline.data import load_dataset
+print(ascii(load_dataset("data", cache_dir="cache").classes))
+"""
+
+
+def test_a_process_that_takes_file_names_for_ascii_sees_the_same_classes(tmp_path):
+    photos(tmp_path / "data", "train/café", "train/чай", "val/café", "val/чай")
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHONUTF8"))}
+    found = [subprocess.run([sys.executable, "-c", LISTED], cwd=tmp_path, capture_output=True, text=True, check=True,
+                            env={**plain, **more}).stdout
+             for more in ({"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})]
+    assert found[0] == found[1] and r"caf\xe9" in found[0]
