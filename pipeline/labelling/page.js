@@ -2,7 +2,7 @@
 const token = document.currentScript.dataset.token;
 const COUNT = 24;
 const byId = (id) => document.getElementById(id);
-let photos = [], selected = new Set(), focused = 0, classes = [], busy = Promise.resolve();
+let photos = [], selected = new Set(), pending = new Set(), focused = 0, classes = [], images = 0, waiting = 0, busy = Promise.resolve();
 
 async function ask(path, body) {
   const given = { headers: { "X-Token": token, "Content-Type": "application/json" } };
@@ -40,7 +40,7 @@ function drawPhotos() {
   list.replaceChildren(...photos.map((photo, place) => {
     const guess = photo.guess ? `${photo.guess} ${percent(photo.probability)}` : "no guess yet";
     const item = made("li", "", { role: "option", tabindex: place === focused ? 0 : -1,
-      "aria-selected": selected.has(photo.row), title: photo.path });
+      "aria-selected": selected.has(photo.row), "aria-busy": pending.has(photo.row), title: photo.path });
     item.append(made("img", "", { src: source(photo.row), alt: `photo ${photo.name}, guessed: ${guess}`, loading: "lazy" }),
       made("span", guess), made("small", photo.chosen === "random" ? "drawn at random" : photo.name));
     item.addEventListener("click", () => { focused = place; toggle(photo.row); });
@@ -64,8 +64,9 @@ function toggle(row) {
   moveTo(focused);
 }
 
-const chosenRows = () => selected.size ? photos.filter((photo) => selected.has(photo.row)).map((photo) => photo.row)
-  : photos.length ? [photos[focused].row] : [];
+// those on their way to the disk are answered already: the next key is for the next photo
+const chosenRows = () => (selected.size ? photos.filter((photo) => selected.has(photo.row)) : photos.slice(focused, focused + 1))
+  .map((photo) => photo.row).filter((row) => !pending.has(row));
 
 function drawClasses() {
   byId("classes").replaceChildren(...classes.map((name, number) => {
@@ -76,11 +77,21 @@ function drawClasses() {
   }));
 }
 
+function tellProgress(answered) {
+  byId("progress").textContent = `${answered} of ${images} photos answered`;
+}
+
+// the panel takes longer than the next key: it is drawn when there is a moment
+function refreshSoon() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => inTurn(refresh), 400);
+}
+
 async function refresh() {
   const state = await ask("state");
-  classes = state.classes;
+  classes = state.classes; images = state.images;
   drawClasses();
-  byId("progress").textContent = `${state.answered} of ${state.images} photos answered`;
+  tellProgress(state.answered);
   byId("table").textContent = state.table;
   const found = state.estimate;
   byId("estimate").textContent = found.accuracy === null
@@ -121,25 +132,44 @@ function drawCurve(points) {
 }
 
 function show(found) {
-  photos = found; selected.clear(); focused = 0;
+  photos = found; selected.clear(); pending.clear(); focused = 0;
   drawPhotos(); moveTo(0);
 }
 
+function redraw(before = photos) {
+  const row = before[focused]?.row, there = photos.findIndex((photo) => photo.row === row);
+  const free = photos.findIndex((photo) => !pending.has(photo.row));
+  focused = there >= 0 && !pending.has(row) ? there : Math.max(0, free);
+  drawPhotos(); moveTo(focused);
+}
+
 async function fill() {
-  const there = new Set(photos.map((photo) => photo.row));
+  const there = new Set(photos.map((photo) => photo.row)), before = photos;
   const more = (await ask(`next?count=${COUNT}`)).filter((photo) => !there.has(photo.row));
   photos = [...photos, ...more].slice(0, COUNT);
-  selected.clear(); focused = Math.min(focused, Math.max(0, photos.length - 1));
-  drawPhotos(); moveTo(focused);
+  redraw(before);
 }
 
 function keep(rows, label, chosen) {
   if (!rows.length) return busy;
+  rows.forEach((row) => pending.add(row));
+  selected.clear();
+  redraw();
   return inTurn(async () => {
-    const left = photos.filter((photo) => !rows.includes(photo.row));
-    const told = await ask("answer", { rows, label, chosen, shown: left.map((photo) => photo.row) });
-    photos = told.shown;  // with the guesses of the head that knows the answer
-    await fill(); await refresh();
+    try {
+      const left = photos.filter((photo) => !rows.includes(photo.row)), before = photos;
+      const told = await ask("answer", { rows, label, chosen, shown: left.map((photo) => photo.row) });
+      photos = told.shown;  // with the guesses of the head that knows the answer
+      rows.forEach((row) => pending.delete(row));
+      redraw(before);
+      tellProgress(told.answered);
+      if (photos.length < COUNT / 2) await fill();
+      refreshSoon();
+    } catch (error) {
+      rows.forEach((row) => pending.delete(row));
+      redraw();
+      throw error;
+    }
   });
 }
 

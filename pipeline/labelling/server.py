@@ -45,14 +45,20 @@ class LabelServer:
 
     def __init__(self, session: LabelSession, train: Mapping[str, Any] | None = None, port: int = 0):
         try:
-            from werkzeug.serving import make_server
+            from werkzeug.serving import WSGIRequestHandler, make_server
         except ImportError as error:
             raise PipelineError(FLASK) from error
+
+        class Quiet(WSGIRequestHandler):
+            def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+                """Say nothing: every line would show the token."""
+
         self.session, self.token = session, secrets.token_urlsafe(24)
         self._train, self._lock = dict(train or {}), threading.RLock()
         self._curve: list[tuple[int, float]] = []
         try:
-            self._server = make_server(HOST, port, _application(self), threaded=True)
+            self._server = make_server(HOST, port, _application(self), threaded=True,
+                                       request_handler=Quiet)
         except (OSError, SystemExit) as error:
             raise PipelineError(f"Port {port} of {HOST} cannot be used. Without --port any free one is.") from error
         self.port = int(self._server.server_port)
@@ -219,7 +225,8 @@ def _application(server: LabelServer) -> Any:
         rows, shown = told["rows"], told["shown"]
         if not rows or not all(map(is_row, [*rows, *shown])) or told["chosen"] not in (ASKED, SKIPPED, OTHER):
             abort(400)
-        return jsonify(kept=rows, shown=server.answer(rows, told["label"], told["chosen"], shown))
+        shown = server.answer(rows, told["label"], told["chosen"], shown)
+        return jsonify(kept=rows, shown=shown, answered=len(server.session.answers))
 
     @app.post("/classes")
     def classes() -> Response:

@@ -291,9 +291,8 @@ class LabelSession:
 
     def estimate(self) -> Estimate:
         """Return how good the head is; see `Estimate`."""
-        rows = np.array(sorted(self._labelled), int)
+        rows, found = self._left_out()
         drawn = np.array([self._answers[int(row)].chosen == RANDOM for row in rows], bool)
-        found = self._left_out(rows)
         if found is None or drawn.sum() < LEAST:
             return Estimate(int(drawn.sum()))
         right = found.argmax(axis=1) == self._codes(rows)
@@ -345,8 +344,7 @@ class LabelSession:
         list of (Answer, str, float)
             With the likelier class and its probability.
         """
-        rows = np.array(sorted(self._labelled), int)
-        found = self._left_out(rows)
+        rows, found = self._left_out()
         if found is None:
             return []
         codes = self._codes(rows)
@@ -391,12 +389,19 @@ class LabelSession:
     def _learn(self) -> None:
         """Train the head anew on all labels."""
         self._probabilities: np.ndarray | None = None
+        self._guessed: tuple[np.ndarray, np.ndarray | None] | None = None
         rows = np.array(sorted(self._labelled), int)
         if len(self._trained) >= 2:
             self._probabilities = _head().fit(self.rows[rows], self._codes(rows)).predict_proba(self.rows)
 
-    def _left_out(self, rows: np.ndarray) -> np.ndarray | None:
-        """Return each labelled image's probabilities by a head trained without it, (n, K); None with too few."""
+    def _left_out(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the labelled images, and each one's probabilities by a head trained without it; None with too few."""
+        if self._guessed is None:
+            rows = np.array(sorted(self._labelled), int)
+            self._guessed = rows, self._guesses(rows)
+        return self._guessed
+
+    def _guesses(self, rows: np.ndarray) -> np.ndarray | None:
         if len(self._trained) < 2 or len(rows) < 2 * FOLDS:
             return None
         codes = self._codes(rows)
