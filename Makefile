@@ -20,7 +20,7 @@ PIPELINE := $(BIN)/python -m pipeline
 DATA_FLAGS = $(if $(DATA),--data '$(DATA)') $(if $(BACKBONE),--backbone '$(BACKBONE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install extract train-head finetune compare summary layers report audit predict recipe check test test-slow clean
+.PHONY: help install extract train-head finetune compare summary layers label report audit predict recipe check test test-slow clean
 
 help:  ## print the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -53,6 +53,9 @@ summary: install  ## layers, parameters and multiply-adds of a network (BACKBONE
 
 layers: install  ## where a network can be cut for `finetune --cached` (DATA=, BACKBONE=, ARGS=)
 	$(PIPELINE) layers $(DATA_FLAGS) $(ARGS)
+
+label: install  ## label photos on a page in the browser (DATA=, ARGS="--classes a,b"); takes pip install '.[label]'
+	$(PIPELINE) label $(DATA_FLAGS) $(ARGS)
 
 report: install  ## runs/<name>/report.html about RUN=name (default: the latest run)
 	$(PIPELINE) report $(if $(RUN),--run '$(RUN)') $(ARGS)

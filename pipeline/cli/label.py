@@ -68,4 +68,7 @@ def label(options: argparse.Namespace) -> None:
             print(f"{done.rows:,} photos, {len(session.answers):,} answered; answers go to {session.file.path}")
             print(f"open {server.address} in a browser; Ctrl-C ends it, and the same command goes on")
         sys.stdout.flush()
-        server.serve()
+        try:
+            server.serve()
+        finally:
+            server.close()

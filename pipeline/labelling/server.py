@@ -55,7 +55,7 @@ class LabelServer:
 
         self.session, self.token = session, secrets.token_urlsafe(24)
         self._train, self._lock = dict(train or {}), threading.RLock()
-        self._curve: list[tuple[int, float]] = []
+        self._curve = session.curve()  # of what was answered before this page
         try:
             self._server = make_server(HOST, port, _application(self), threaded=True,
                                        request_handler=Quiet)
@@ -75,6 +75,13 @@ class LabelServer:
     def stop(self) -> None:
         """Stop answering."""
         self._server.shutdown()
+
+    def close(self) -> None:
+        """Wait for what is being computed, and let nothing else begin.
+
+        A process that ends under a computing thread may hang in the libraries that compute.
+        """
+        self._lock.acquire()  # for good
 
     def may(self, host: str, origin: str | None, token: str) -> bool:
         """Tell whether a request comes from this very page: another page in the same browser knows no token."""

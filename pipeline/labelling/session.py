@@ -291,7 +291,23 @@ class LabelSession:
 
     def estimate(self) -> Estimate:
         """Return how good the head is; see `Estimate`."""
-        rows, found = self._left_out()
+        return self._estimate(*self._left_out())
+
+    def curve(self, points: int = 6) -> list[tuple[int, float]]:
+        """Return the accuracy that was estimated after the first labels, in the order in which they were given.
+
+        Returns
+        -------
+        list of (int, float)
+            How many labels, and the accuracy; the last of all labels. Where it could not be estimated, nothing.
+        """
+        order = np.array(self._labelled, int)
+        counts = np.unique(np.linspace(min(2 * FOLDS, len(order)), len(order), points).astype(int))
+        parts = [np.sort(order[:count]) for count in counts]
+        found = [self._estimate(rows, self._guesses(rows)).accuracy for rows in parts]
+        return [(len(rows), accuracy) for rows, accuracy in zip(parts, found, strict=True) if accuracy is not None]
+
+    def _estimate(self, rows: np.ndarray, found: np.ndarray | None) -> Estimate:
         drawn = np.array([self._answers[int(row)].chosen == RANDOM for row in rows], bool)
         if found is None or drawn.sum() < LEAST:
             return Estimate(int(drawn.sum()))

@@ -125,6 +125,30 @@ def test_a_full_disk_is_told_and_the_answer_is_not_taken_for_kept(server, monkey
     assert json.loads(ask(server, "/state")[1])["answered"] == 0
 
 
+def test_closing_waits_for_what_is_computed_and_lets_nothing_else_begin(server, monkeypatch):
+    began, go_on, ended = threading.Event(), threading.Event(), []
+    usual = server.session.estimate
+
+    def slow():
+        began.set()
+        go_on.wait(30)
+        ended.append("computed")
+        return usual()
+
+    monkeypatch.setattr(server.session, "estimate", slow)
+    computing = threading.Thread(target=server.state)
+    closing = threading.Thread(target=lambda: (server.close(), ended.append("closed")))
+    computing.start()
+    assert began.wait(30)
+    closing.start()
+    go_on.set()
+    computing.join(30), closing.join(30)
+    late = threading.Thread(target=lambda: (server.photos(1), ended.append("late")), daemon=True)
+    late.start()
+    late.join(0.3)
+    assert ended == ["computed", "closed"]
+
+
 def test_train_makes_an_ordinary_run_scored_on_the_random_ones(server):
     for row in range(40):
         ask(server, "/answer", {**ANSWER, "rows": [row], "label": "a" if row % 2 else "b"})

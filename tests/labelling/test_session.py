@@ -78,6 +78,20 @@ def test_the_head_learns_and_says_how_good_it_is_on_the_random_ones_alone(cache)
         assert np.mean([question.guess == truth(question.path) for question in drawn]) > 0.7
 
 
+def test_the_learning_curve_goes_on_from_the_table(cache):
+    with LabelSession(cache, "labels.csv") as session:
+        assert session.curve() == []
+        answered(session, 2, 48)
+        middle = session.estimate().accuracy
+        answered(session, 2, 48)
+        last = session.estimate().accuracy
+    with LabelSession(cache, "labels.csv") as session:
+        curve = session.curve(100)
+    counts = [count for count, _ in curve]
+    assert counts == sorted(counts) and counts[0] < 96 and curve[-1] == (192, last)
+    assert dict(curve)[96] == middle  # as it was told then
+
+
 def test_undo_takes_back_the_last_answer_and_the_one_that_it_replaced(cache):
     with LabelSession(cache, "labels.csv") as session:
         one, two = session.next(2)
