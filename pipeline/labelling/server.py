@@ -79,7 +79,7 @@ class LabelServer:
     def close(self) -> None:
         """Wait for what is being computed, and let nothing else begin.
 
-        A process that ends under a computing thread may hang in the libraries that compute.
+        So the end of the process cuts no run off that is being trained.
         """
         self._lock.acquire()  # for good
 

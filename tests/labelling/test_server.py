@@ -161,7 +161,10 @@ def test_train_makes_an_ordinary_run_scored_on_the_random_ones(server):
 def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(photos):
     from playwright.sync_api import sync_playwright
 
-    command = [sys.executable, "-m", "pipeline", "label", "photos", "--backbone", "pixels", "--classes", "even,odd",
+    # a process that the shell put into the background ignores Ctrl-C, and so do those that it starts
+    heard = ("import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+             "runpy.run_module('pipeline', run_name='__main__', alter_sys=True)")  # fmt: skip
+    command = [sys.executable, "-c", heard, "label", "photos", "--backbone", "pixels", "--classes", "even,odd",
                "--labels", "labels.csv", "--json"]  # fmt: skip
 
     def started() -> tuple[subprocess.Popen, str]:
