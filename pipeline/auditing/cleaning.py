@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ..core.errors import PipelineError
 from ..data import place
 from ..data.files import is_url
 from ..store import FeatureCache
+from ..store.disk import DISK
 from .findings import Audit, Group
 
 SURE = 0.9  # a label is changed where the likelier one has this probability at least, by images that are not it
@@ -128,9 +130,8 @@ def _is_ours(file: Path) -> bool:
 
 def _write(file: Path, lines: Sequence[Line], root: str) -> None:
     start = os.path.relpath(place(root).absolute(), file.parent.absolute())  # type: ignore[union-attr]
-    fresh = file.with_name(f".{file.name}.new")
-    with fresh.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(HEADER)
-        table.writerows((os.path.normpath(os.path.join(start, line.path)), *line[1:]) for line in lines)  # noqa: PTH118
-    fresh.replace(file)
+    content = StringIO(newline="")
+    table = csv.writer(content, lineterminator="\n")
+    table.writerow(HEADER)
+    table.writerows((os.path.normpath(os.path.join(start, line.path)), *line[1:]) for line in lines)  # noqa: PTH118
+    DISK.publish_text(file, content.getvalue())

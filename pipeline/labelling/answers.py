@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 from ..core.errors import DataError
-from ..store.disk import hold
+from ..store.disk import DISK, hold
 
 HEADER = ("path", "label", "split", "chosen", "when")
 RANDOM, ASKED, GIVEN = "random", "asked", "given"
@@ -124,18 +124,11 @@ class AnswerFile:
             raise
 
     def _replace(self, answers: Iterable[Answer]) -> None:
-        fresh = self.path.with_name(f".{self.path.name}.new")
-        try:
-            with fresh.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(HEADER)
-                table.writerows(map(self._row, answers))
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
+        content = StringIO(newline="")
+        table = csv.writer(content, lineterminator="\n")
+        table.writerow(HEADER)
+        table.writerows(map(self._row, answers))
+        DISK.publish_text(self.path, content.getvalue())
 
     def _row(self, one: Answer) -> tuple[str, ...]:
         return os.path.relpath(self._root / one.path, self.path.parent), one.label, one.split, one.chosen, one.when

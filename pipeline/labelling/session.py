@@ -279,8 +279,7 @@ class LabelSession:
         new = _name(new)
         if old not in self.classes:
             raise UnknownNameError("class", old, self.classes)
-        of_it = [self.paths[row] for row, answer in self._answers.items() if answer.label == old]
-        changed = [Answer(path, new, self.answers[path].chosen) for path in of_it]
+        changed = [Answer(one.path, new, one.chosen) for one in self._answers.values() if one.label == old]
         if changed:
             self.file.add(changed)
         self.classes = list(dict.fromkeys(new if name == old else name for name in self.classes))

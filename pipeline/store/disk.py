@@ -173,6 +173,15 @@ class Disk:
             raise
         self.sync_folder(path.parent)
 
+    def publish_text(self, path: Path, text: str) -> None:
+        """Write a file of UTF-8 text as `publish` does; bytes that `os.fsdecode` kept as surrogates are themselves."""
+        content = text.encode("utf-8", "surrogateescape")
+
+        def fill(file: DiskFile) -> None:
+            file.write(content)
+
+        self.publish(path, fill)
+
 
 DISK = Disk()
 

@@ -59,7 +59,7 @@ class Groups:
 
     def label(self, name: str, content: bytes) -> None:
         """Take note of what may be a label."""
-        self._labels[name] = sys.intern(_text("." + name.rsplit(".", 1)[-1].lower(), content))
+        self._labels[name] = sys.intern(_text(_suffix(name), content))
 
     def end(self, location: str) -> None:
         """Give images their labels.
@@ -96,14 +96,14 @@ class Groups:
         """Return two files of one kind that tell different labels, if there are such."""
         first: dict[str, str] = {}
         for name in names:
-            one = first.setdefault(name.rpartition(".")[2].lower(), name)
+            one = first.setdefault(_suffix(name), name)
             if self._labels[one] != self._labels[name]:
                 return [one, name]
         return []
 
     def _told(self, names: list[str]) -> str:
         """Return the label that files of one sample tell: the first kind that tells one."""
-        kinds = {f".{name.rpartition('.')[2].lower()}": name for name in names}
+        kinds = {_suffix(name): name for name in names}
         told = (self._labels[kinds[suffix]] for suffix in LABEL_SUFFIXES if suffix in kinds)
         return next(filter(None, told), "")
 
@@ -123,6 +123,10 @@ def _key(name: str) -> str:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _suffix(name: str) -> str:
+    return f".{name.rpartition('.')[2].lower()}"
 
 
 def _text(suffix: str, content: bytes) -> str:
