@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from images import write_images
+from PIL import Image, ImageOps
 
 import pipeline
 from pipeline.labelling import LabelSession
@@ -157,27 +158,45 @@ def test_train_makes_an_ordinary_run_scored_on_the_random_ones(server):
     assert [command.split()[1] for command in told["commands"]] == ["extract", "train-head"]
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="takes a browser: chromium")
-def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(photos):
-    from playwright.sync_api import sync_playwright
-
+@pytest.fixture
+def started(photos):
+    """Return a function that starts `pipeline label` and returns its process and address; end what is left of them."""
     # a process that the shell put into the background ignores Ctrl-C, and so do those that it starts
     heard = ("import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
              "runpy.run_module('pipeline', run_name='__main__', alter_sys=True)")  # fmt: skip
     command = [sys.executable, "-c", heard, "label", "photos", "--backbone", "pixels", "--classes", "even,odd",
                "--labels", "labels.csv", "--json"]  # fmt: skip
+    processes = list[subprocess.Popen]()
 
-    def started() -> tuple[subprocess.Popen, str]:
+    def start() -> tuple[subprocess.Popen, str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        processes.append(process)
         return process, json.loads(process.stdout.readline())["address"]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="takes a browser: chromium")
+def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(photos, started):
+    from playwright.sync_api import sync_playwright
+
+    for photo in photos.glob("*[13579].png"):  # so that a head can tell them, and doubt a wrong answer
+        with Image.open(photo) as image:
+            ImageOps.invert(image.point(lambda value: value // 3)).save(photo)
+    for photo in photos.glob("*[!13579].png"):
+        with Image.open(photo) as image:
+            image.point(lambda value: value // 3).save(photo)
 
     def ready(page, answered: int) -> None:
         page.wait_for_selector(f"#progress:text('{answered} of 40')")
 
-    def label(page, first: int, last: int) -> None:
+    def label(page, first: int, last: int, wrong: bool = False) -> None:
         for answered in range(first, last + 1):
             name = page.eval_on_selector('#photos li[tabindex="0"]', "item => item.title")
-            page.keyboard.press("2" if name[-5] in "13579" else "1")
+            page.keyboard.press("2" if (name[-5] in "13579") != wrong else "1")
             if answered % 3 == 0:  # at times as fast as a person types
                 ready(page, answered)
         ready(page, last)
@@ -187,7 +206,7 @@ def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(ph
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page, faults = browser.new_page(), []
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: faults.append("a dialog: markup ran"))
+        page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.accept("straight")))
         page.goto(address)
         ready(page, 0)
         assert all(page.eval_on_selector_all("#photos img", "images => images.map(image => image.alt.length > 0)"))
@@ -206,12 +225,20 @@ def test_in_a_browser_keys_alone_label_everything_through_a_reload_and_a_kill(ph
         label(page, 13, 39)
         page.keyboard.press("u")
         ready(page, 38)
-        label(page, 39, 40)
+        label(page, 39, 40, wrong=True)
         page.wait_for_selector("#empty")
-        assert faults == []
+        for doubted in (2, 1):  # of a photo that the page offers no more, only as a doubt
+            page.wait_for_function("count => document.querySelectorAll('#doubts button').length === count", arg=doubted)
+            page.click("#doubts button")
+            label(page, 40, 40)
+        page.wait_for_function("() => !document.querySelector('#doubts button')")
+        assert faults == []  # no markup ran
+        page.click("button[aria-label='rename even']")
+        page.wait_for_selector("#counts td:text-is('straight')")
+        assert page.inner_text("#counts") == "straight\t21\trename\nodd\t19\trename" and len(faults) == 1
         browser.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     told = rows()
     assert len(told) == len({row["path"] for row in told}) == 40
-    assert all(row["label"] == ("odd" if row["path"][-5] in "13579" else "even") for row in told)
+    assert all(row["label"] == ("odd" if row["path"][-5] in "13579" else "straight") for row in told)
