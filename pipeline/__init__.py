@@ -1,6 +1,9 @@
 """Feature-caching transfer learning for images.
 
 Run a frozen backbone once, cache its features, train heads on them in seconds, and compare with fine-tuning.
+
+Notes
+-----
 Names are resolved when they are first used: ``import pipeline`` loads neither torch nor scikit-learn.
 
 Examples

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return DONE
         options = parser.parse_args(arguments)
-        with PrintedLog("pipeline.backbones"):
+        with PrintedLog("pipeline.backbones", "pipeline.reports"):
             result = options.command(options)
         sys.stdout.flush()
         return DONE if result is None else result

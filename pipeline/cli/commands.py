@@ -26,12 +26,12 @@ from .printing import (
     print_estimate,
     print_json,
     print_notes,
-    print_table,
     progress_bars,
     readable_age,
     readable_size,
 )
-from .results import fitting, print_fitting, print_runs, print_trained, print_verdicts
+from .results import print_runs, print_trained, print_verdicts
+from .tables import fitting, print_table
 
 
 def extract(options: argparse.Namespace) -> None:
@@ -304,7 +304,7 @@ def _print_caches(entries: Sequence[Any]) -> None:
         "state": [each.state for each in entries],
     }
     shown = {name: values for name, values in columns.items() if any(values)}
-    print_fitting(tuple(shown), list(zip(*shown.values(), strict=True)), ("layer", "file"))
+    print_table(tuple(shown), list(zip(*shown.values(), strict=True)), ("layer", "file"))
     print()
 
 

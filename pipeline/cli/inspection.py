@@ -10,7 +10,8 @@ from typing import Any
 from ..core.errors import CheckFailedError
 from .commands import backbone_of, note_builtin, views_of
 from .flags import add_backbone, add_command, add_data, add_features, add_limits, add_views, limits_of, splitting_of
-from .printing import print_json, print_notes, print_table, printable, progress_bars, readable_size, working
+from .printing import print_json, print_notes, printable, progress_bars, readable_size, working
+from .tables import print_table
 
 
 def add_commands(verbs: Any) -> None:
@@ -248,7 +249,7 @@ def print_audit(found: dict[str, Any], most: int = 10) -> None:
     ]  # fmt: skip
     if rows:
         print()
-        print_table(("run", "on", "leaked", "accuracy", "without them", "95 % interval", "balanced"), rows)
+        print_table(("run", "on", "leaked", "accuracy", "without them", "95 % interval", "balanced"), rows, ("run",))
     if cleaned := found.get("cleaned"):
         beside = f" (see {cleaned['dropped_path']})" if cleaned["dropped"] else ""
         print(f"\n{cleaned['path']}: {cleaned['kept']:,} images; {cleaned['dropped']} dropped{beside}, "

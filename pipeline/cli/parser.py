@@ -32,7 +32,7 @@ def command_parser() -> tuple[Parser, Any]:
     """Return the parser of every command but `recipe`, which types them, and where to add more commands."""
     from .. import __doc__ as about
 
-    parser = Parser(prog="pipeline", description=(about or "").split("\n\nExamples")[0],
+    parser = Parser(prog="pipeline", description=(about or "").split("\n\nNotes")[0],
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 

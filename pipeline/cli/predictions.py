@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import PipelineError
-from .printing import print_notes, print_table, progress_bars
+from .printing import print_notes, progress_bars
+from .tables import print_table
 
 MOST = 60  # images of a picture
 

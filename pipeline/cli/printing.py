@@ -1,4 +1,4 @@
-"""Results as text: tables, JSON, notes, progress bars."""
+"""Results as text: JSON, notes, progress bars; tables are in `tables`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -43,17 +43,17 @@ def print_notes(lines: Iterable[str]) -> None:
 
 
 class PrintedLog(logging.Handler):
-    """Prints what a room that has no way to return notes logs while the `with` block lasts, each line once.
+    """Prints what rooms that have no way to return notes log while the `with` block lasts, each line once.
 
     Parameters
     ----------
-    room : str
-        Name of its logger.
+    *rooms : str
+        Names of their loggers.
     """
 
-    def __init__(self, room: str):
+    def __init__(self, *rooms: str):
         super().__init__(logging.INFO)
-        self._logger, self._told = logging.getLogger(room), set[str]()
+        self._loggers, self._told = [logging.getLogger(room) for room in rooms], set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line, if it is new."""
@@ -62,14 +62,16 @@ class PrintedLog(logging.Handler):
             print_beside_bars(f"note: {line}")
 
     def __enter__(self) -> PrintedLog:
-        self._level = self._logger.level
-        self._logger.setLevel(logging.INFO)
-        self._logger.addHandler(self)
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._logger.removeHandler(self)
-        self._logger.setLevel(self._level)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.removeHandler(self)
+            logger.setLevel(level)
 
 
 def print_calibration(run: dict[str, Any]) -> None:
@@ -129,24 +131,10 @@ def readable_time(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    cells = [list(map(printable, row)) for row in [header, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    numeric = [all(_is_number(row[column]) for row in cells[1:]) and len(cells) > 1 for column in range(len(header))]
-    for row in cells:
-        padded = [cell.rjust(width) if right else cell.ljust(width)
-                  for cell, width, right in zip(row, widths, numeric, strict=True)]
-        print("  ".join(padded).rstrip())
-
-
 def printable(value: Any) -> str:
     """Return text that neither breaks a table (names may hold newlines) nor fails to encode."""
     text = str(value).encode(errors="backslashreplace").decode()
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
-def _is_number(text: str) -> bool:
-    return text.removeprefix("-").replace(",", "").replace(".", "", 1).removesuffix(" M").isdigit() or not text
 
 
 def print_json(content: dict[str, Any]) -> None:

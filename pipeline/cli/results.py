@@ -15,16 +15,14 @@ from .printing import (
     print_beside_bars,
     print_json,
     print_notes,
-    print_table,
     printable,
     progress_bars,
     readable_age,
     working,
 )
+from .tables import fitting, print_table
 
-WIDTH = 100  # columns that a table takes at most
 MOST_CLASSES = 10  # that are listed
-LEAST = 12  # of a column that is made narrower
 
 
 def add_commands(verbs: Any) -> None:
@@ -121,7 +119,7 @@ def evaluate(options: argparse.Namespace) -> None:
         return print_json({"evaluations": [{**dataclasses.asdict(one), "predictions": str(one.path),
                                             "path": str(one.path)} for one in found]})
     print(f"{printable(found[0].dataset)}, {found[0].split}")
-    print_fitting(("run", "images", "accuracy (95 %)", "balanced", "log loss"), [
+    print_table(("run", "images", "accuracy (95 %)", "balanced", "log loss"), [
         (one.run, f"{one.scores['n']:,}", _accuracy(one.scores), f"{one.scores['balanced_accuracy']:.4f}",
          f"{one.scores['log_loss']:.4f}") for one in found], ("run",))  # fmt: skip
     if len(found) == 1:
@@ -148,7 +146,7 @@ def _print_classes(found: Any) -> None:
         rows.append((classes[label], f"{per_class[label]['n']:,}", f"{recall:.3f}",
                      f"{classes[wrong.index(taken)]} ({taken})" if taken else ""))
     print(f"\nclasses of least recall, {len(rows)} of {len(there)}")
-    print_fitting(("class", "images", "recall", "taken for"), rows, ("taken for", "class"))
+    print_table(("class", "images", "recall", "taken for"), rows, ("taken for", "class"))
     print()
 
 
@@ -195,7 +193,7 @@ def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> N
             group = [run for run in runs if run.get(field) and run[field]["run"] == other]
             print(f"\nagainst {printable(other)}, {what}, on the same images"
                   + (f"; intervals and verdicts corrected for {len(group)} comparisons" if len(group) > 1 else ""))
-            print_fitting(("run", "points", "95 % interval", "verdict", "images to tell"),
+            print_table(("run", "points", "95 % interval", "verdict", "images to tell"),
                           [_difference(run["name"], run[field]) for run in group], ("run",))
 
 
@@ -247,55 +245,10 @@ def print_tables(runs: Sequence[dict[str, Any]], ages: dict[str, str] | None = N
         columns["seconds"] = [f"{run['seconds']['total']:.1f}" for run in group]
         columns |= {"age": [ages[run["name"]] for run in group]} if ages else {}
         print(("\n" if number else "") + fitting(" · ".join(shared)))
-        print_fitting(tuple(columns), list(zip(*columns.values(), strict=True)), ("features", "settings", "run"))
+        print_table(tuple(columns), list(zip(*columns.values(), strict=True)), ("features", "settings", "run"))
 
 
 def _settings(run: dict[str, Any]) -> str:
     """Return what tells a run apart besides its name."""
     what = _what(run)
     return ", ".join(filter(None, ["" if what in run["name"] else what, run.get("told", "")]))
-
-
-def fitting(line: str) -> str:
-    """Return a line of at most `WIDTH` columns, without its middle where it is longer."""
-    return _shortened(printable(line), WIDTH)
-
-
-def print_fitting(header: Sequence[str], rows: Sequence[Sequence[str]], narrower: Sequence[str]) -> None:
-    """Print a table of at most `WIDTH` columns.
-
-    Where that is too little, the columns `narrower` give way one after the other: what all texts of a column begin with
-    is left out and said below, then the middle of what is still too long.
-    """
-    columns, notes = [[printable(cell) for cell in column] for column in zip(*rows, strict=True)], []
-    for name in (name for name in narrower if name in header):
-        at = list(header).index(name)
-        if _excess(header, columns) > 0 and (start := _start(columns[at])):
-            columns[at] = [f"…{cell.removeprefix(start)}" for cell in columns[at]]
-            notes.append(f"… is {start}")
-        if (excess := _excess(header, columns)) > 0:
-            width = max(max(map(len, columns[at])) - excess, LEAST, len(name))
-            if any(len(cell) > width for cell in columns[at]):
-                columns[at] = [_shortened(cell, width) for cell in columns[at]]
-                notes.append("… in the middle is what had no room; --json has it all")
-    print_table(header, list(zip(*columns, strict=True)))
-    print_notes(dict.fromkeys(notes))
-
-
-def _excess(header: Sequence[str], columns: Sequence[Sequence[str]]) -> int:
-    widths = [max(map(len, (name, *column))) for name, column in zip(header, columns, strict=True)]
-    return sum(widths) + 2 * (len(widths) - 1) - WIDTH
-
-
-def _start(cells: Sequence[str]) -> str:
-    """Return what several texts begin with, up to the last hyphen; empty where that is not worth a note."""
-    alike = next((at for at, letters in enumerate(zip(*cells, strict=False)) if len(set(letters)) > 1), 0)
-    start = cells[0][: cells[0].rfind("-", 0, alike) + 1]
-    return start if len(start) >= LEAST else ""
-
-
-def _shortened(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    end = (width - 1) // 2
-    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from PIL import ImageFont
 
 FIRA_GO = "figo"  # Latin, Greek, Cyrillic, Arabic, Hebrew, Thai, Georgian and Devanagari
 _CJK = "mplfonts", "NotoSansCJKsc-Regular.otf"
+_LACKING = ("Some names have characters that no font here has; pictures show boxes for them. For Chinese, Japanese and "
+            "Korean: pip install 'image-feature-pipeline[cjk]', or install a font of the system.")
+_LOG = logging.getLogger(__name__)  # the command line prints what is logged in this room
 _NOTHING = "\uffff"  # no font has this one: it is drawn as what is missing is
 
 
@@ -28,6 +32,8 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
         if not least:
             break
     assert best is not None
+    if least:
+        _LOG.info(_LACKING)
     return best
 
 
@@ -38,6 +44,8 @@ def files_for(text: str) -> list[bytes]:
         if drawn := {character for character in left if _draws(number, character)}:
             left -= drawn
             needed.append(number)
+    if left:
+        _LOG.info(_LACKING)
     return [_sources()[number] for number in needed or [0]]
 
 

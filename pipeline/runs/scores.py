@@ -39,7 +39,8 @@ def seconds_of(extract_seconds: float, train_seconds: float) -> dict[str, float]
 def compare(
     data: str | None = None, *, baseline: str | None = None, runs_dir: str | Path = "runs"
 ) -> Rows[dict[str, Any]]:
-    """Return the metrics of all runs, those of one data set together, the most accurate first.
+    """Return the metrics of all runs, those of one data set together, the most accurate first, and of as
+    accurate ones that of the least log loss.
 
     `to_frame` of what is returned gives a data frame.
 
@@ -103,5 +104,9 @@ def _images(metrics: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def ranked(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return metrics of runs with the field ``split`` that they are sorted by, as `compare` does."""
-    judged = [{**run, "split": split_of(run)} for run in runs]
-    return sorted(judged, key=lambda run: (run["dataset"], -run["splits"][run["split"]]["accuracy"], run["name"]))
+
+    def place(run: Mapping[str, Any]) -> tuple[Any, ...]:
+        scores = run["splits"][run["split"]]
+        return run["dataset"], -scores["accuracy"], scores["log_loss"], run["name"]
+
+    return sorted(({**run, "split": split_of(run)} for run in runs), key=place)

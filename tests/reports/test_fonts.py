@@ -44,6 +44,9 @@ def test_plots_draw_them_too():
     assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
-def test_a_text_that_no_font_draws_is_drawn_by_one_all_the_same():
+def test_a_text_that_no_font_draws_is_drawn_by_one_all_the_same_and_that_is_said(caplog):
+    caplog.set_level("INFO", "pipeline")
+    assert font_for("ant", 12) and files_for("ant") and not caplog.messages
     assert font_for("\U0001f9ff", 12).getlength("\U0001f9ff") > 0
     assert files_for("\U0001f9ff")
+    assert len(set(caplog.messages)) == 1 and "no font here has" in caplog.messages[0]

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.core.errors import BusyError
 from pipeline.runs.run import claimed, place_for, writing
+from pipeline.runs.scores import ranked
 
 
 def write(path: Path, asked: object, **more: object) -> None:
@@ -57,3 +58,11 @@ def test_a_run_that_is_being_written_is_busy_and_an_error_inside_is_the_callers(
         pass
     with pytest.raises(BusyError, match="of another"), claimed(tmp_path / "run", {}, wait=20):
         raise BusyError("of another")
+
+
+def test_of_as_accurate_runs_that_of_the_least_log_loss_is_the_best():
+    def run(name, accuracy, log_loss):
+        return {"name": name, "dataset": "d", "splits": {"val": {"accuracy": accuracy, "log_loss": log_loss}}}
+
+    found = ranked([run("a", 0.9, 0.3), run("b", 0.9, 0.1), run("c", 1.0, 2.0), run("d", 0.9, 0.1)])
+    assert [(one["name"], one["split"]) for one in found] == [("c", "val"), ("b", "val"), ("d", "val"), ("a", "val")]

@@ -16,7 +16,8 @@ from typing import Any
 
 from ...core.errors import PipelineError, UnknownNameError
 from ..flags import Parser, add_command
-from ..printing import print_json, print_notes, print_table
+from ..printing import print_json, print_notes
+from ..tables import print_table
 from . import ALL, CACHED, STEPS, Recipe, load_recipe, names
 from .plan import IMAGE, SHOWN, TRAINING, Settings, as_text, flags_of, overrides_of, plan
 
