@@ -2,7 +2,8 @@
 const token = document.currentScript.dataset.token;
 const COUNT = 24;
 const byId = (id) => document.getElementById(id);
-let photos = [], selected = new Set(), pending = new Set(), focused = 0, classes = [], images = 0, waiting = 0, busy = Promise.resolve();
+let photos = [], selected = new Set(), pending = new Set(), focused = 0, classes = [], images = 0;
+let waiting = 0, changes = 0, busy = Promise.resolve();
 
 async function ask(path, body) {
   const given = { headers: { "X-Token": token, "Content-Type": "application/json" } };
@@ -81,17 +82,20 @@ function tellProgress(answered) {
   byId("progress").textContent = `${answered} of ${images} photos answered`;
 }
 
-// the panel takes longer than the next key: it is drawn when there is a moment
+// the panel takes longer than the next key, which does not wait for it: it is asked for when there is a moment
 function refreshSoon() {
   clearTimeout(waiting);
-  waiting = setTimeout(() => inTurn(refresh), 400);
+  waiting = setTimeout(() => refresh().catch((error) => { byId("message").textContent = error.message; }), 400);
 }
 
 async function refresh() {
-  const state = await ask("state");
-  classes = state.classes; images = state.images;
-  drawClasses();
-  tellProgress(state.answered);
+  const before = changes, state = await ask("state");
+  images = state.images;
+  if (before === changes) {
+    classes = state.classes;
+    drawClasses();
+    tellProgress(state.answered);
+  } else refreshSoon();  // the next key was quicker
   byId("table").textContent = state.table;
   const found = state.estimate;
   byId("estimate").textContent = found.accuracy === null
@@ -99,7 +103,7 @@ async function refresh() {
     : `${percent(found.accuracy)}, with 95 % confidence ${percent(found.low)} to ${percent(found.high)}, on ${found.n} photos `
       + `drawn at random${found.halved_by ? `; ${found.halved_by} more of them would halve that range` : ""}.`;
   drawCurve(state.curve);
-  byId("counts").replaceChildren(...classes.map((name) => {
+  byId("counts").replaceChildren(...state.classes.map((name) => {
     const row = made("tr"), cell = made("td"), edit = made("button", "rename", { "aria-label": `rename ${name}` });
     edit.addEventListener("click", () => rename(name));
     cell.append(edit);
@@ -160,6 +164,7 @@ function keep(rows, label, chosen) {
       const left = photos.filter((photo) => !rows.includes(photo.row)), before = photos;
       const told = await ask("answer", { rows, label, chosen, shown: left.map((photo) => photo.row) });
       photos = told.shown;  // with the guesses of the head that knows the answer
+      changes += 1;
       rows.forEach((row) => pending.delete(row));
       redraw(before);
       tellProgress(told.answered);
@@ -196,15 +201,22 @@ function enlarge(photo) {
   viewer.showModal();
 }
 
+async function changed(what, body) {
+  await ask(what, body);
+  changes += 1; photos = [];
+  await fill();
+  await refresh();
+}
+
 function rename(old) {
   const name = prompt(`New name of “${old}” (that of another class merges them)`, old);
-  if (name && name !== old) inTurn(async () => { await ask("rename", { old, new: name }); photos = []; await fill(); await refresh(); });
+  if (name && name !== old) inTurn(() => changed("rename", { old, new: name }));
 }
 
 const actions = {
   accept, alike, all: () => { photos.forEach((photo) => selected.add(photo.row)); drawPhotos(); moveTo(focused); },
   large: () => enlarge(photos[focused]), skip: () => give("", "skipped"), other: () => give("", "other"),
-  undo: () => inTurn(async () => { await ask("undo", {}); photos = []; await fill(); await refresh(); }),
+  undo: () => inTurn(() => changed("undo", {})),
   fresh: () => inTurn(async () => { photos = []; await fill(); }),
 };
 const keys = { Enter: "accept", a: "all", g: "alike", l: "large", s: "skip", o: "other", u: "undo", f: "fresh" };
@@ -228,7 +240,12 @@ byId("add").addEventListener("submit", (event) => {
   event.preventDefault();
   const name = byId("name").value.trim();
   byId("name").value = "";
-  if (name && !classes.includes(name)) inTurn(async () => { await ask("classes", { name }); await refresh(); moveTo(focused); });
+  if (name && !classes.includes(name)) inTurn(async () => {
+    await ask("classes", { name });
+    changes += 1;
+    await refresh();
+    moveTo(focused);
+  });
 });
 byId("viewer").querySelector("button").addEventListener("click", () => byId("viewer").close());
 byId("train").addEventListener("click", () => inTurn(async () => {

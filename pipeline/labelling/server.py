@@ -90,18 +90,20 @@ class LabelServer:
                 and hmac.compare_digest(token.encode(), self.token.encode()))  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """Return what the side panel shows."""
+        """Return what the side panel shows. Answers need not wait for it."""
         with self._lock:
-            session, found = self.session, self.session.estimate()
-            labelled = sum(session.counts.values())
+            session = self.session.snapshot()
+        found = session.estimate()
+        doubts = [{**asdict(answer), "row": session.row_of(answer.path), "likelier": likelier, "probability": sure}
+                  for answer, likelier, sure in session.doubts()]  # fmt: skip
+        labelled = sum(session.counts.values())
+        with self._lock:
             if found.accuracy is not None and (not self._curve or self._curve[-1][0] != labelled):
                 self._curve.append((labelled, found.accuracy))
-            doubts = [{**asdict(answer), "row": session.row_of(answer.path), "likelier": likelier, "probability": sure}
-                      for answer, likelier, sure in session.doubts()]  # fmt: skip
-            return {"classes": session.classes, "counts": session.counts, "images": len(session.paths),
-                    "answered": len(session.answers), "estimate": asdict(found), "doubts": doubts,
-                    "curve": self._curve,
-                    "share": session.random_share, "strategy": session.strategy, "table": str(session.file.path)}
+            curve = list(self._curve)
+        return {"classes": session.classes, "counts": session.counts, "images": len(session.paths),
+                "answered": len(session.answers), "estimate": asdict(found), "doubts": doubts, "curve": curve,
+                "share": session.random_share, "strategy": session.strategy, "table": str(session.file.path)}
 
     def photos(self, count: int, like: int | None = None) -> list[dict[str, Any]]:
         """Return the next photos to ask for, or those that look like one."""

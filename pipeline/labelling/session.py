@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import unicodedata
@@ -287,6 +288,15 @@ class LabelSession:
             self._take(answer)
         self._undo.clear()
         self._learn()
+
+    def snapshot(self) -> LabelSession:
+        """Return the session as it is now, for estimates that take a while: this one may go on meanwhile.
+
+        Nothing is to be answered in it.
+        """
+        now = copy.copy(self)
+        now._answers, now.classes = dict(self._answers), list(self.classes)
+        return now
 
     def estimate(self) -> Estimate:
         """Return how good the head is; see `Estimate`."""

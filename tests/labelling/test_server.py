@@ -126,26 +126,45 @@ def test_a_full_disk_is_told_and_the_answer_is_not_taken_for_kept(server, monkey
     assert json.loads(ask(server, "/state")[1])["answered"] == 0
 
 
-def test_closing_waits_for_what_is_computed_and_lets_nothing_else_begin(server, monkeypatch):
-    began, go_on, ended = threading.Event(), threading.Event(), []
-    usual = server.session.estimate
+def held_up(server: LabelServer, monkeypatch: pytest.MonkeyPatch, what: str) -> tuple[threading.Event, threading.Event]:
+    """Let a method of the session's class wait; return what tells that it began, and what lets it go on."""
+    began, go_on, usual = threading.Event(), threading.Event(), getattr(LabelSession, what)
 
-    def slow():
+    def slow(session, *given):
         began.set()
         go_on.wait(30)
-        ended.append("computed")
-        return usual()
+        return usual(session, *given)
 
-    monkeypatch.setattr(server.session, "estimate", slow)
-    threading.Thread(target=server.state).start()
+    monkeypatch.setattr(LabelSession, what, slow)
+    return began, go_on
+
+
+def test_closing_waits_for_what_is_computed_and_lets_nothing_else_begin(server, monkeypatch):
+    began, go_on = held_up(server, monkeypatch, "next")
+    ended = []
+    threading.Thread(target=lambda: (server.photos(1), ended.append("computed"))).start()
     assert began.wait(30)
     threading.Timer(0.2, go_on.set).start()
     server.close()  # by the thread that lives on: a later one may get the number of one that ended, and its lock
-    ended.append("closed")
     late = threading.Thread(target=lambda: (server.photos(1), ended.append("late")), daemon=True)
     late.start()
     late.join(0.3)
-    assert ended == ["computed", "closed"]
+    assert ended == ["computed"]
+
+
+def test_no_answer_waits_for_the_panel_which_tells_of_the_moment_it_was_asked_for(server, monkeypatch):
+    ask(server, "/answer", ANSWER)
+    began, go_on = held_up(server, monkeypatch, "estimate")
+    told = []
+    panel = threading.Thread(target=lambda: told.append(server.state()))
+    panel.start()
+    assert began.wait(30)
+    assert ask(server, "/answer", {**ANSWER, "rows": [4], "label": "new"})[0] == 200 and len(rows()) == 2
+    assert not told
+    go_on.set()
+    panel.join()
+    assert told[0]["counts"] == {"a": 1, "<b>": 0} and told[0]["answered"] == 1
+    assert server.state()["counts"] == {"a": 1, "<b>": 0, "new": 1}
 
 
 def test_train_makes_an_ordinary_run_scored_on_the_random_ones(server):
