@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.contents import START, stand_in
 from ..core.errors import UnknownNameError, WeightsError, one_line
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def read_state(path: Path, part: str = "") -> State:
 def _content(path: Path) -> Any:
     import torch
 
+    with path.open("rb") as file:
+        start = file.read(START)
+    if what := stand_in(start) if start else "empty":
+        raise WeightsError(f"Cannot read weights from {str(path)!r}: it is {what}.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -44,7 +44,7 @@ def list_contained(data: str, progress: Progress = silent) -> Samples:
         It is missing, damaged, or holds no image.
     """
     if data.lower().endswith(PACKED):
-        raise DataError(f"{data!r} can only be read from its beginning. Unpack it, or pack it again as .tar or .zip.")
+        raise DataError(f"{data!r} cannot be read in place. Unpack it, or pack it again as .tar or .zip.")
     if not is_url(data) and Path(data).expanduser().is_dir():
         return _list_local_folder(Path(data).expanduser(), progress)
     if files := expand(data):

@@ -19,6 +19,7 @@ from .containers import expand, is_contained, list_contained, title_of
 from .decoding import read_bytes
 from .digests import digest_files, memo_file
 from .files import DEFAULT_LIMITS, Limits, Place, is_url
+from .folders import layout_below
 from .given import on_disk
 from .listing import SPLITS, Samples, check_classes, first_few
 from .remarks import label_remarks, missing_decoders
@@ -198,7 +199,10 @@ def load_dataset(
         progress=progress,
     )
     digests = _drop(failures, samples, digests)
-    check_classes(samples.classes, samples.labels, samples.root)
+    meant = None
+    if samples.from_folders and len(samples.classes) == 1 and isinstance(samples.root, Path) and samples.root.is_dir():
+        meant = layout_below(samples.root)
+    check_classes(samples.classes, samples.labels, samples.root, meant)
     samples.notes += decide_splits(samples, digests, rule, cache_dir, limits,
                                    lambda index: read_bytes(samples.root / samples.paths[index], limits), progress)
     dataset = Dataset(
@@ -238,7 +242,17 @@ def _loader(data: str) -> Callable[[Path, Progress], Samples]:
     if path.is_dir():
         return lambda _, progress: list_contained(data, progress)
     raise DataError(f"{data!r} is neither a folder of images nor a table of them (path,label[,split] as CSV, JSON "
-                    f"lines or Parquet), nor one of {', '.join(CONTAINERS)}.")
+                    f"lines or Parquet), nor one of {', '.join(CONTAINERS)}.{_hint(path)}")
+
+
+def _hint(path: Path) -> str:
+    """Return what to do with a file that may well hold a data set, but not one of ours."""
+    suffix = path.suffix.lower()
+    if suffix in (".xlsx", ".xls", ".ods"):
+        return " A spreadsheet is saved as CSV first."
+    if suffix in (".gz", ".bz2", ".xz", ".zst"):
+        return " It is compressed: unpack it first."
+    return " JSON is taken as one object a line, in a file called .jsonl." if suffix == ".json" else ""
 
 
 def _not_found(data: str, error: Exception) -> str:

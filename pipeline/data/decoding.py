@@ -27,6 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from ..core.contents import stand_in
 from ..core.errors import DataError, PipelineError, one_line
 from .files import DEFAULT_LIMITS, Limits, MissingDecoderError, UnreadableImageError, open_regular
 from .jpeg import decode_ordinary, turned
@@ -203,8 +204,8 @@ def _reader(start: bytes) -> type[ImageFile.ImageFile]:
     if reader := next((reader for accepts, reader in _READERS if accepts(start)), None):
         return reader
     if not _brands(start) & _HEIF:
-        raise UnreadableImageError("not an image of a known format (JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF, "
-                                   "JPEG 2000, HEIF)")
+        raise UnreadableImageError(stand_in(start) or "not an image of a known format (JPEG, PNG, WebP, BMP, GIF, "
+                                   "TIFF, PPM, AVIF, JPEG 2000, HEIF)")
     if HeifImageFile is None:
         raise MissingDecoderError(HEIF_MISSING)
     return HeifImageFile

@@ -119,6 +119,15 @@ def list_folder(root: Path, progress: Progress = silent) -> Samples:
     return samples
 
 
+def layout_below(root: Path) -> Path | None:
+    """Return the folder with classes or splits that lies alone in a folder, or alone in one that does; else None."""
+    folder, level = root, scan(root)
+    while len(level.folders) == 1 and not level.images and len(folder.parts) < len(root.parts) + 8:
+        folder = folder / level.folders[0][0]
+        level = scan(folder)
+    return folder if folder != root and level.folders and not level.images else None
+
+
 class FolderNames(Protocol):
     """Folders to look for a layout in; `prefix` is what paths from it begin with, `loose` what lies in none of them."""
 
@@ -230,6 +239,10 @@ def _add_top_level(samples: Samples, prefix: str, level: Level) -> None:
 
 
 def _nothing_found(samples: Samples) -> str:
+    if samples.skipped and all(reason == _BESIDE for _, reason in samples.skipped):
+        return (f"No image of {samples.root} lies in a class folder: {first_few(name for name, _ in samples.skipped)}. "
+                "Expected: train/CLASS/*.jpg and val/CLASS/*.jpg; or, where names tell the classes, a CSV with path "
+                "and label.")
     text = f"No images in {samples.root}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
     if samples.skipped:
         text += f" Passed over: {first_few(f'{path!r} ({reason})' for path, reason in samples.skipped)}."

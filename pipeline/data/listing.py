@@ -26,7 +26,7 @@ SPLIT_OF = {
 # What torchvision's ImageFolder takes (and no GIF), so that published sample counts hold here too, and what phones and
 # browsers write besides. Which format a file has its content says; this decides only what counts as a stranger.
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-                            ".jfif", ".jpe", ".pjpeg", ".pjp", ".avif", ".jp2", ".j2k", ".jpf", ".jpx",
+                            ".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".avif", ".jp2", ".j2k", ".jpf", ".jpx",
                             ".heic", ".heif", ".hif"))  # fmt: skip
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_MISSING = "HEIC needs pillow-heif: pip install 'image-feature-pipeline[heif]'"
@@ -98,8 +98,17 @@ def first_few(items: Iterable[object], most: int = 3) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-def check_classes(classes: Sequence[str], labels: np.ndarray, where: Place) -> None:
+def check_classes(classes: Sequence[str], labels: np.ndarray, where: Place, meant: Place | None = None) -> None:
     """Refuse a labelled data set with fewer than two classes, or with a class that has no image.
+
+    Parameters
+    ----------
+    classes, labels
+        As of `Samples`.
+    where : Path or Url
+        The data set.
+    meant : Path or Url, optional
+        What to ask about where there is one class.
 
     Raises
     ------
@@ -107,8 +116,9 @@ def check_classes(classes: Sequence[str], labels: np.ndarray, where: Place) -> N
         Naming the classes in question.
     """
     if len(classes) == 1:
+        ask = f"Did you mean {str(meant)!r}? " if meant else ""
         raise DataError(
-            f"{where} has one class, {classes[0]!r}; telling images apart takes at least two. "
+            f"{where} has one class, {classes[0]!r}; telling images apart takes at least two. {ask}"
             "Expected: train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg, or a CSV with path and label."
         )
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,6 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from .listing import HEIF_MISSING, first_few
+
+_NUMBER = re.compile(r"[0-9]{1,300}(\.[0-9]{1,300})?")
+_NO_LABEL = ("nan", "none", "null", "n/a", "#n/a", "na", "<na>")  # as programs write a missing value
 
 
 class Labelled(Protocol):
@@ -52,7 +56,7 @@ def label_remarks(images: Labelled) -> list[str]:
     """
     if not len(images.classes):
         return ["No image has a label, so there is nothing to train a head on: class folders or a table would tell."]
-    return [*_not_learned(images), *_alike(images.classes), *_contradictions(images)]
+    return [*_not_learned(images), *_alike(images.classes), *_absent(images.classes), *_contradictions(images)]
 
 
 def _not_learned(images: Labelled) -> list[str]:
@@ -71,10 +75,16 @@ def _not_learned(images: Labelled) -> list[str]:
 def _alike(classes: Sequence[str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in classes:
-        groups.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(name)
+        key = unicodedata.normalize("NFKC", name).casefold().strip()
+        groups.setdefault(str(float(key)) if _NUMBER.fullmatch(key) else key, []).append(name)
     alike = [" and ".join(map(repr, names)) for names in groups.values() if len(names) > 1]
-    return [f"Names of classes differ by capitals or form alone: {first_few(alike)}. If one class is meant, give it "
-            "one name."] if alike else []  # fmt: skip
+    return [f"Names of classes differ by capitals or form alone, or are one number: {first_few(alike)}. If one class "
+            "is meant, give it one name."] if alike else []  # fmt: skip
+
+
+def _absent(classes: Sequence[str]) -> list[str]:
+    found = [repr(name) for name in classes if name.casefold() in _NO_LABEL]
+    return [f"{' and '.join(found)} is taken for a class. If it stands for no label, leave it empty."] if found else []
 
 
 def _contradictions(images: Labelled) -> list[str]:

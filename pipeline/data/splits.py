@@ -13,7 +13,7 @@ from ..core.errors import DataError
 from ..core.progress import Progress, silent
 from .digests import fraction
 from .files import Limits
-from .listing import UNDECIDED, Samples
+from .listing import UNDECIDED, Samples, first_few
 from .memo import Memo
 from .perceptual import groups_of, hash_images
 
@@ -227,6 +227,6 @@ def _told(samples: Samples, shares: Mapping[str, float]) -> list[str]:
     for name, share in asked.items():
         without = set(range(len(samples.classes))) - set(samples.labels[samples.splits == name].tolist())
         if share and without:
-            remarks.append(f"No {name} image of {len(without)} classes, which have too few: "
-                           f"{', '.join(repr(samples.classes[index]) for index in sorted(without)[:3])}.")
+            names = first_few(repr(samples.classes[index]) for index in sorted(without))
+            remarks.append(f"No {name} image of class {names}: too few.")
     return remarks

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
@@ -119,8 +121,9 @@ def list_tables(
 class Finder:
     """Finds files that tables name in the ways people write them.
 
-    A name is taken as it stands where there is such a file. Else a backslash counts as a slash, what is not UTF-8 as
-    Windows-1252, and a name without an extension as that of the one image which has it before its extension.
+    A name is taken as it stands where there is such a file. Else spaces around it are left out, a backslash counts as
+    a slash, what is not UTF-8 as Windows-1252, ``~`` as the home folder, ``file://`` as a path, and a name without an
+    extension as that of the one image which has it before its extension.
 
     Parameters
     ----------
@@ -138,7 +141,11 @@ class Finder:
         """Return the path of the file that is meant, or the name as it was given."""
         if not name or self._exists(name) or INSIDE.search(name):
             return name
-        variants = (name.replace("\\", "/"), decoded(name), decoded(name).replace("\\", "/"))
+        plain = decoded(name).strip()
+        if plain.lower().startswith("file:"):
+            plain = url2pathname(urlsplit(plain).path)
+        turned = plain.replace("\\", "/")
+        variants = (name.replace("\\", "/"), plain, turned, os.path.expanduser(turned))  # noqa: PTH111
         for variant in variants:
             if self._exists(variant):
                 return variant
@@ -196,9 +203,16 @@ def _columns(header: Sequence[str], asked: Mapping[str, str], file: Path) -> dic
         raise DataError(
             f"{file} has no column {' and no column '.join(map(repr, missing))}; its first line is "
             f"{', '.join(map(repr, header[:8])) or 'empty'}. Expected: path,label or path,label,split; "
-            f"{' and '.join(f'--{kind}-column' for kind in missing)} would name another."
+            f"{' and '.join(f'--{kind}-column' for kind in missing)} would name another.{_headless(header)}"
         )
     return found
+
+
+def _headless(header: Sequence[str]) -> str:
+    """Return what to do where the first line is an image's."""
+    if all(why_no_image_name(word) for name in header for word in name.split()):
+        return ""
+    return " Has it no header? Put a first line above, such as path,label, with as many names as there are columns."
 
 
 def _check(rows: Sequence[Row], file: Path, root: Path, hint: str) -> None:

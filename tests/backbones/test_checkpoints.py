@@ -98,6 +98,15 @@ def test_a_whole_module_is_refused_with_the_lines_that_convert_it(tmp_path):
         resolve("resnet18", weights=tmp_path / "whole.pth").network()
 
 
+@pytest.mark.parametrize(("content", "what"), [(b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+                                               (b"<html>403", "a web page"), (b"", "it is empty")])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_stands_in_the_place_of_weights_is_named(tmp_path, content, what, suffix):
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    with pytest.raises(WeightsError, match=what):
+        resolve("resnet18", weights=tmp_path / f"w{suffix}").network()
+
+
 class Trap:
     def __reduce__(self):
         return exec, ("raise SystemExit('code ran')",)

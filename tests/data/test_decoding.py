@@ -178,11 +178,15 @@ def test_cmyk_is_converted_as_pillow_does():
         (b"not an image at all", "not an image of a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
         (encoded(PIXELS, "ICO"), "not an image of a known format"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "a pointer of Git LFS"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "a web page, not the file"),
+        (b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code>', "an error message of a server"),
+        (b'{"error": "gone"}', "an error message of a server"),
         (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "floating-point pixels"),
         (encoded(Image.new("I", (9, 9), 70000), "TIFF"), "32-bit pixels outside 0..65535"),
         (encoded(PIXELS, "JPEG")[:4], "truncated or damaged"),
     ],
-    ids=["empty", "text", "eps", "ico", "float", "thirty-two-bit", "four-bytes"],
+    ids=["empty", "text", "eps", "ico", "lfs", "web-page", "server", "json", "float", "thirty-two-bit", "four-bytes"],
 )
 def test_what_gives_no_image_gives_a_reason(content, reason):
     with pytest.raises(UnreadableImageError, match=reason):

@@ -176,7 +176,9 @@ def test_the_listing_is_the_same_every_time(load, root):
         (["notes.txt"], r"No images in .* Passed over: 'notes.txt' \('.txt' is no image's extension\)"),
         (["a/1.png"], "has one class, 'a'; telling images apart takes at least two"),
         (["a/1.png", "b/notes.txt"], "No usable image in .* for class 'b'"),
-        (["train/1.png", "val/2.png"], "No images in .* Passed over: 'train/1.png' .beside the class folders"),
+        (["train/1.png", "val/2.png"], "No image of .* lies in a class folder: train/1.png, val/2.png. Expected"),
+        (["x/y/a/1.png", "x/y/b/1.png"], "has one class, 'x'.* Did you mean '.*/x/y'"),
+        (["x/train/a/1.png", "x/val/a/1.png"], "has one class, 'x'.* Did you mean '.*/x'"),
         (["train/a/1.png", "train/b/2.png", "val/a/1.png", "valid/a/1.png"], "Two folders for one split"),
     ],
 )

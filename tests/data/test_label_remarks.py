@@ -33,6 +33,13 @@ def test_classes_of_val_that_train_lacks_are_named_with_the_number_of_images(tmp
     assert any("'Ants' and 'ants'" in note for note in notes)
 
 
+def test_a_number_written_in_two_ways_and_what_may_be_a_missing_value_are_told(tmp_path, load):
+    photos(tmp_path / "data", "train/1", "train/1.0", "train/2", "train/NaN", "train/v1.0")
+    notes = load().notes
+    assert any("are one number: '1' and '1.0'. " in note for note in notes)
+    assert "'NaN' is taken for a class. If it stands for no label, leave it empty." in notes
+
+
 def test_a_data_set_that_is_all_right_gets_no_remark(tmp_path, load):
     photos(tmp_path / "data", "train/ants", "train/bees", "val/ants", "val/bees")
     assert load().notes == ()

@@ -338,6 +338,19 @@ def hostile_zip(target: Path) -> Path:
     return target / "evil.zip"
 
 
+def test_a_zip_file_with_the_backslashes_of_windows_has_its_folders(target, tmp_path):
+    image = write_image(target / "good.png").read_bytes()
+    with zipfile.ZipFile(target / "windows.zip", "w") as archive:
+        for name in ("ants\\1.png", "bees\\sub\\2.png", "..\\out.png", "empty\\"):
+            member = zipfile.ZipInfo("x")
+            member.filename = name
+            archive.writestr(member, image if name.endswith("png") else b"")
+    dataset = load_dataset(str(target / "windows.zip"), cache_dir=tmp_path / "c")
+    assert (dataset.paths, dataset.classes) == (["ants/1.png", "bees/sub/2.png"], ("ants", "bees"))
+    assert dataset.read(1) == image and [reason for _, reason in dataset.skipped] == [
+        "no plain name inside of the archive"]  # fmt: skip
+
+
 def test_no_name_leads_out_of_an_archive_and_no_link_is_followed(target, tmp_path):
     dataset = load_dataset(str(hostile_zip(target)), cache_dir=tmp_path / "c", limits=Limits(max_bytes=10**6))
     assert dataset.paths == ["a/good.png", "b/good.png"]

@@ -74,8 +74,8 @@ def test_every_class_gives_its_share_of_each_split_and_small_ones_one_image(tmp_
     assert counts == {"train": [70, 28, 3, 1, 1], "val": [20, 8, 1, 1, 0], "test": [10, 4, 1, 0, 0]}
     assert dataset.notes == (
         "Split by content within each class: 103 train, 30 val, 15 test images, for a share of 0.2, 0.1.",
-        "No val image of 1 classes, which have too few: 'e'.",
-        "No test image of 2 classes, which have too few: 'd', 'e'.",
+        "No val image of class 'e': too few.",
+        "No test image of class 'd', 'e': too few.",
     )
 
 

@@ -95,6 +95,8 @@ def test_strange_names_absolute_paths_and_gifs_named_outright_are_taken(load, tm
         ("path,label\npics/0.png,a,b\n", "line 2: 3 values where the header has 2: pics/0.png, a, b"),
         ("path,label\npics/0.png,a\npics/1.png,a\n", "has one class, 'a'"),
         ("path,label\npics\0/0.png,a\n", "line 2|Cannot read"),
+        ("pics/0.png,a\npics/1.png,b\n", "Has it no header. Put a first line above, such as path,label"),
+        ("pics/0.png 0\npics/1.png 1\n", "Has it no header"),
         ("path,label\n" + "".join(f"{k}.png,a\n" for k in range(9)), r"2 .*, 3 .*, 4 .*, and 6 more\. .*--image-dir"),
     ],
 )
@@ -144,6 +146,32 @@ def test_the_usual_names_come_first_and_without_a_note(load):
 
 def test_backslashes_count_as_slashes_where_there_is_no_such_file(load):
     assert load("path,label\npics\\0.png,a\npics\\1.png,b\n").paths == ["pics/0.png", "pics/1.png"]
+
+
+@pytest.mark.parametrize("way", [" {} ", "file://{}", "FILE://{}", "~/{}", " ~\\{}"])
+def test_paths_are_found_as_programs_and_people_write_them(load, tmp_path, monkeypatch, way):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = write_image(tmp_path / "pics/with space.png")
+    names = [written.name, "1.png"]
+    if "file" in way.lower():
+        rows = [way.format(str(tmp_path / "pics" / name).replace(" ", "%20")) for name in names]
+    else:
+        rows = [way.format(f"pics/{name}").replace("~\\pics/", "~\\pics\\") for name in names]
+    dataset = load("path,label\n" + "".join(f"{row},{label}\n" for row, label in zip(rows, "ab", strict=True)))
+    assert [dataset.read(row) for row in range(2)] == [(tmp_path / "pics" / name).read_bytes() for name in names]
+
+
+def test_a_file_whose_name_begins_with_a_space_or_a_tilde_is_itself(load, tmp_path):
+    for name in (" a.png", "~b.png"):
+        write_image(tmp_path / name)
+    assert load("path,label\n a.png,a\n~b.png,b\n").paths == [" a.png", "~b.png"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("t.xlsx", "saved as CSV"), ("t.csv.gz", "unpack it"), ("t.json", "jsonl")])
+def test_what_holds_a_table_in_another_way_says_what_to_do(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"neither a folder.*{hint}"):
+        load_dataset(str(tmp_path / name), cache_dir=tmp_path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a name there cannot hold a backslash")

@@ -223,6 +223,8 @@ class ZipSource(Archive):
             name = directory[ends[0] : ends[1]].decode("utf-8" if flags & 0x800 else "cp437", "surrogateescape")
             size, packed, start = _long(directory[ends[1] : ends[2]], size, packed, fields[18])
             place = ends[3]
+            if "/" not in name:
+                name = name.replace("\\", "/")  # as some archivers on Windows write it
             if not name.endswith("/"):
                 self._take(clean(name), fields, method, (start + shift, packed, size, crc | method << 32))
 
