@@ -49,6 +49,7 @@ def test_the_spec_says_what_it_was_made_with(made):
     assert "quantisation" not in resolve("efficientnet_lite0").spec.fields
 
 
+@pytest.mark.slow  # making it takes a quarter of a minute
 def test_made_again_it_is_the_same_network_bit_by_bit(made, images):
     backbone, cache_dir, rows = made
     file = place(cache_dir, backbone)
