@@ -15,10 +15,17 @@ def progress_bars() -> Any:
     """Return what long work reports to: bars for people (not in log files), there at once and gone when done."""
     from tqdm import tqdm
 
+    class Bar(tqdm):
+        def close(self) -> None:
+            """Draw the end, which may have come too soon after what was drawn last, and clear it."""
+            if not self.disable and self.n == self.total:
+                self.refresh()
+            super().close()
+
     def bar(total: int | None = None, desc: str = "", unit: str = "it") -> Any:
         scale = unit == "B"
-        return tqdm(total=total, desc=desc, unit=unit, unit_scale=scale, file=sys.stderr, leave=False,
-                    disable=None)
+        return Bar(total=total, desc=desc, unit=unit, unit_scale=scale, file=sys.stderr, leave=False,
+                   disable=None)
 
     return bar
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -153,6 +154,30 @@ def test_a_missing_cache_names_the_nearest_and_each_difference(tiles, warm):
     message = warm.error("train-head", "--data", tiles, "--precision", "bfloat16")
     assert "precision is 'float32' there, 'bfloat16' asked for" in message
     assert "--precision bfloat16" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="takes a pseudo-terminal")
+def test_on_a_terminal_bars_name_what_runs_and_are_gone_before_a_line_is_printed(tiles, tmp_path):
+    import pty
+    import termios
+
+    code = (f"from pipeline.cli import main; main(['extract', {str(tiles)!r}, '--backbone', 'pixels']); "
+            f"main(['train-head', {str(tiles)!r}, '--backbone', 'pixels', '--head', 'ridge,knn'])")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 100))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # as Linux ends what is read from a terminal that nobody has open any more
+        while part := os.read(ours, 65536):
+            said += part
+    os.close(ours)
+    assert process.wait() == 0
+    text = said.decode()
+    drawn = dict(re.findall(r"([A-Z]\w+): +(\d+%)\|", text))  # the last state of each
+    assert drawn["Hashing"] == drawn["Extracting"] == drawn["Training"] == "100%"
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]  # as they stay on the screen
+    assert any(line.startswith("knn: accuracy ") for line in lines) and not any("%|" in line for line in lines)
 
 
 def test_all_heads_in_one_table(tiles, warm):
