@@ -5,10 +5,10 @@
 CACHE is a cache file of labelled images. A quarter of them, or --aside, is kept aside for the truth, which is known no
 better than so many images tell it: intervals hold it the more rarely the fewer they are. Printed for each cache and
 strategy, in Markdown: the answers it takes to come within one point of the accuracy that all labels give (mean over
-seeds), as a share of those in random order; how often the 95 % interval that the session tells in any of --rounds holds
-the accuracy on the images kept aside, and how often one from the images that the strategy chose would; and the usual
-milliseconds from an answer to the head that knows it. A fifth of the answers is on images drawn at random, as in a
-session.
+seeds; "over" where one did not get there and counts with the answers it had), as a share of those in random order; how
+often the 95 % interval that the session tells in any of --rounds holds the accuracy on the images kept aside, and how
+often one from the images that the strategy chose would; and the usual milliseconds from an answer to the head that
+knows it. A fifth of the answers is on images drawn at random, as in a session.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def round_trip(
     rows: np.ndarray, labels: np.ndarray, names: list[str], aside: np.ndarray, strategy: str, step: int, seed: int,
     target: float, rounds: int, folder: Path,
 ) -> tuple[int, list[bool], list[bool], list[float]]:  # fmt: skip
-    """Label for some rounds; return the answers it took to the target, which estimates held, and seconds of answers."""
+    """Label for some rounds; return the answers it took to the target, which estimates held, and seconds of answers.
+
+    Where the target was not reached, the answers are those that were given, below zero.
+    """
     pool = np.setdiff1d(np.arange(len(rows)), aside)
     order = np.random.default_rng(seed).permutation(pool)
     shuffled = rows[order] + np.random.default_rng(seed).normal(scale=1e-6, size=rows[order].shape).astype(np.float32)
@@ -69,7 +72,7 @@ def round_trip(
                 low, high = wilson_interval(round((found.chosen_accuracy or 0) * chosen), max(chosen, 1))
                 misled.append(not low <= true <= high)
             reached = reached or (len(done) if true >= target else 0)
-    return reached or len(pool), held, misled, seconds
+    return reached or -len(done), held, misled, seconds
 
 
 def main() -> None:
@@ -96,11 +99,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 tried = [round_trip(rows, labels, list(names), aside, strategy, options.step, seed, target,
                                     options.rounds, Path(folder)) for seed in range(options.seeds)]  # fmt: skip
-            answers = statistics.mean(each[0] for each in tried)
+            answers = statistics.mean(abs(each[0]) for each in tried)
+            more = "over " if any(each[0] < 0 for each in tried) else ""
             usual = answers if strategy == "random" else usual
             held, misled = ([one for each in tried for one in each[place]] for place in (1, 2))
             slow = statistics.median(one for each in tried for one in each[3])
-            told = (path.parent.name, strategy, f"{answers:.0f}", f"{answers / usual:.2f}" if usual else "",
+            told = (path.parent.name, strategy, f"{more}{answers:.0f}", f"{answers / usual:.2f}" if usual else "",
                     str(len(held)), f"{np.mean(held):.3f}" if held else "",
                     f"{1 - np.mean(misled):.3f}" if misled else "", f"{1000 * slow:.0f}")
             print(f"| {' | '.join(told)} |", flush=True)

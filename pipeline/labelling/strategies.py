@@ -26,9 +26,9 @@ class Pool:
     open : (U,) int array
         Images without an answer.
     answered : (M,) int array
-        Images with one.
+        Images with one; in a session without those that accuracy is estimated on.
     probabilities : (N, K) array or None
-        By the present head; None as long as there is none.
+        By a head that has learned these answers; None as long as there is none.
     """
 
     rows: np.ndarray
