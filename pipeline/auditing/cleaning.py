@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,8 +128,5 @@ def _is_ours(file: Path) -> bool:
 
 def _write(file: Path, lines: Sequence[Line], root: str) -> None:
     start = os.path.relpath(place(root).absolute(), file.parent.absolute())  # type: ignore[union-attr]
-    content = StringIO(newline="")
-    table = csv.writer(content, lineterminator="\n")
-    table.writerow(HEADER)
-    table.writerows((os.path.normpath(os.path.join(start, line.path)), *line[1:]) for line in lines)  # noqa: PTH118
-    DISK.publish_text(file, content.getvalue())
+    rows = [(os.path.normpath(os.path.join(start, line.path)), *line[1:]) for line in lines]  # noqa: PTH118
+    DISK.publish_csv(file, [HEADER, *rows])

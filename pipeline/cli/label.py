@@ -65,7 +65,7 @@ def label(options: argparse.Namespace) -> None:
         if options.json:
             print_json({"address": server.address, "table": str(session.file.path)})
         else:
-            print(f"{done.rows:,} photos, {len(session.answers):,} answered; answers go to {session.file.path}")
+            print(f"{done.rows:,} photos, {session.answered:,} answered; answers go to {session.file.path}")
             print(f"open {server.address} in a browser; Ctrl-C ends it, and the same command goes on")
         sys.stdout.flush()
         try:

@@ -194,7 +194,7 @@ def print_verdicts(runs: list[dict[str, Any]], options: argparse.Namespace) -> N
             print(f"\nagainst {printable(other)}, {what}, on the same images"
                   + (f"; intervals and verdicts corrected for {len(group)} comparisons" if len(group) > 1 else ""))
             print_table(("run", "points", "95 % interval", "verdict", "images to tell"),
-                          [_difference(run["name"], run[field]) for run in group], ("run",))
+                        [_difference(run["name"], run[field]) for run in group], ("run",))
 
 
 def _difference(name: str, found: dict[str, Any]) -> tuple[str, ...]:

@@ -124,11 +124,7 @@ class AnswerFile:
             raise
 
     def _replace(self, answers: Iterable[Answer]) -> None:
-        content = StringIO(newline="")
-        table = csv.writer(content, lineterminator="\n")
-        table.writerow(HEADER)
-        table.writerows(map(self._row, answers))
-        DISK.publish_text(self.path, content.getvalue())
+        DISK.publish_csv(self.path, [HEADER, *map(self._row, answers)])
 
     def _row(self, one: Answer) -> tuple[str, ...]:
         return os.path.relpath(self._root / one.path, self.path.parent), one.label, one.split, one.chosen, one.when

@@ -102,7 +102,7 @@ class LabelServer:
                 self._curve.append((labelled, found.accuracy))
             curve = list(self._curve)
         return {"classes": session.classes, "counts": session.counts, "images": len(session.paths),
-                "answered": len(session.answers), "estimate": asdict(found), "doubts": doubts, "curve": curve,
+                "answered": session.answered, "estimate": asdict(found), "doubts": doubts, "curve": curve,
                 "share": session.random_share, "strategy": session.strategy, "table": str(session.file.path)}
 
     def photos(self, count: int, like: int | None = None) -> list[dict[str, Any]]:
@@ -235,7 +235,7 @@ def _application(server: LabelServer) -> Any:
         if not rows or not all(map(is_row, [*rows, *shown])) or told["chosen"] not in (ASKED, SKIPPED, OTHER):
             abort(400)
         shown = server.answer(rows, told["label"], told["chosen"], shown)
-        return jsonify(kept=rows, shown=shown, answered=len(server.session.answers))
+        return jsonify(kept=rows, shown=shown, answered=server.session.answered)
 
     @app.post("/classes")
     def classes() -> Response:

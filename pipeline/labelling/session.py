@@ -181,6 +181,11 @@ class LabelSession:
         return {self.paths[row]: answer for row, answer in self._answers.items()}
 
     @property
+    def answered(self) -> int:
+        """How many images have an answer."""
+        return len(self._answers)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Images a class."""
         found = dict.fromkeys(self.classes, 0)
@@ -387,11 +392,6 @@ class LabelSession:
     def _labelled(self) -> list[int]:
         return [row for row, answer in self._answers.items() if answer.label]
 
-    @property
-    def _trained(self) -> list[str]:
-        """Names of the classes that have an answer, sorted."""
-        return sorted({self._answers[row].label for row in self._labelled})
-
     def _codes(self, rows: np.ndarray) -> np.ndarray:
         place_of = {name: number for number, name in enumerate(self._trained)}
         return np.array([place_of[self._answers[int(row)].label] for row in rows], int)
@@ -417,6 +417,7 @@ class LabelSession:
 
     def _learn(self) -> None:
         """Train the head anew on all labels."""
+        self._trained = sorted({self._answers[row].label for row in self._labelled})  # classes with an answer
         self._guessed: tuple[np.ndarray, np.ndarray | None] | None = None
         self._probabilities = self._probable(np.array(sorted(self._labelled), int))
 

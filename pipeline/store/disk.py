@@ -9,11 +9,12 @@ it, and the folder is fsynced too (a rename alone does not survive a power cut).
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -173,12 +174,13 @@ class Disk:
             raise
         self.sync_folder(path.parent)
 
-    def publish_text(self, path: Path, text: str) -> None:
-        """Write a file of UTF-8 text as `publish` does; bytes that `os.fsdecode` kept as surrogates are themselves."""
-        content = text.encode("utf-8", "surrogateescape")
+    def publish_csv(self, path: Path, rows: Iterable[Iterable[str]]) -> None:
+        """Write a table in UTF-8 as `publish` does; bytes that `os.fsdecode` kept as surrogates are themselves."""
+        table = io.StringIO(newline="")
+        csv.writer(table, lineterminator="\n").writerows(rows)
 
         def fill(file: DiskFile) -> None:
-            file.write(content)
+            file.write(table.getvalue().encode("utf-8", "surrogateescape"))
 
         self.publish(path, fill)
 
