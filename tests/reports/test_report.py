@@ -138,6 +138,7 @@ def test_all_of_it_works_from_the_keyboard(visit):
     cell.focus()
     page.keyboard.press("Enter")
     assert page.locator("#dialog").is_visible()
+    assert page.evaluate("document.activeElement.textContent") == "Close"
     page.keyboard.press("Escape")
     assert not page.locator("#dialog").is_visible()
     assert cell.evaluate("cell => cell === document.activeElement")
