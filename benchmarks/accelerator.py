@@ -162,7 +162,7 @@ def bounds(files: list[Path], device: str, backbones: list[str]) -> None:
         list(processes.map(several_by_pillow, [contents[:1]] * threads))
         tell(f"decode and resize, Pillow, {threads} processes",
              images_s=rate(len(contents), lambda: list(processes.map(several_by_pillow, shares))))
-    decoded = [one for one in map(resolve().decoded, contents[:256]) if isinstance(one, Decoded)]
+    decoded = [one for one in map(resolve().preprocessing.decoded, contents[:256]) if isinstance(one, Decoded)]
     resizing(decoded, device)
     if device.startswith("cuda"):
         batched_nvjpeg(contents, device)
@@ -179,7 +179,7 @@ def resizing(decoded: list[Decoded], device: str) -> None:
     for into, one in zip(batch, decoded, strict=False):
         into[: one.pixels.shape[0], : one.pixels.shape[1]] = one.pixels
     there, own = torch.from_numpy(batch).to(device), [one.resizing for one in decoded[:size]]
-    plan = Plan.of(own, own_transform.crop, own_transform.interpolation, device.startswith("cuda"))
+    plan = Plan.of(own, own_transform.crop, own_transform.interpolation)
 
     def turn() -> None:
         resized(there, plan).flatten()[0].item()

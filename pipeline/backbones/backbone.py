@@ -14,10 +14,9 @@ from PIL import Image
 from ..core.errors import PipelineError, UnknownNameError, WeightsError
 from ..data import nvjpeg
 from ..data.augmentation import PLAIN, Views
-from ..data.decoding import DECODE_RULES, SCALED_RULE, JpegDecoder, decode, decode_array
-from ..data.device_resize import Decoded, Encoded, resizing_of
+from ..data.decoding import DECODE_RULES, SCALED_RULE
 from ..data.files import DEFAULT_LIMITS, Limits
-from ..data.jpeg import read_header, turns
+from ..data.preprocessing import Preprocessing
 from ..data.transforms import Transform
 from ..store.spec import Spec, joined_spec
 from . import bundled, own, timm_models, torchvision_models
@@ -165,56 +164,18 @@ class Backbone:
                                 "65,504. Use --storage float32.")
         return kept
 
-    def decode(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
-        """Return the image in a file's content, as large as the transform needs it; see `pipeline.data.decode`."""
-        return decode(content, limits, *self._decoding)
-
     @property
-    def _decoding(self) -> tuple[int | None, JpegDecoder | None]:
-        """The pixels that are needed, where fewer may be decoded, and the decoder of JPEG files, where not Pillow's."""
-        return (max(self.transform.resize) if self.fast_decode else None,
-                nvjpeg.decode if self.decoder == "nvjpeg" else None)
+    def preprocessing(self) -> Preprocessing:
+        """What becomes of an image file before the network sees it."""
+        return Preprocessing(self.transform, self.views, self.fast_decode, self.decoder)
+
+    def decode(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+        """Return the image in a file's content, as large as the transform needs it, see `Preprocessing.decode`."""
+        return self.preprocessing.decode(content, limits)
 
     def pixels(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-        """Return the (V, H, W, 3) uint8 views of the image in a file's content, which is decoded once.
-
-        Raises
-        ------
-        UnreadableImageError
-            If there is no image in it.
-        """
-        return self.views(self.decode(content, limits), content, self.transform)
-
-    def encoded(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | Decoded | Encoded:
-        """Return a file's content for a device that decodes, where that suits this file; else what `decoded` does.
-
-        Raises
-        ------
-        UnreadableImageError
-            See `decoded`.
-        """
-        header = read_header(content) if self.decoder == "nvjpeg" else None
-        if header and nvjpeg.suits(content, header) and header.height * header.width <= limits.max_pixels:
-            exchanged, _ = turns(header.orientation)
-            size = (header.width, header.height) if exchanged else (header.height, header.width)
-            if (resizing := resizing_of(self.transform, *size)) is not None:
-                return Encoded(content, header.orientation, resizing, lambda: self.decoded(content, limits))
-        return self.decoded(content, limits)
-
-    def decoded(self, content: bytes, limits: Limits = DEFAULT_LIMITS) -> np.ndarray | Decoded:
-        """Return the image in a file's content for a device that resizes: as it is, or its (1, H, W, 3) plain view
-        where only Pillow resizes it.
-
-        Raises
-        ------
-        UnreadableImageError
-            If there is no image in it, or none that can be resized.
-        """
-        pixels = decode_array(content, limits, *self._decoding)
-        resizing = resizing_of(self.transform, *pixels.shape[:2])
-        if resizing is None:
-            return self.transform(Image.fromarray(pixels))[None]
-        return Decoded(pixels, resizing)
+        """Return the (V, H, W, 3) uint8 views of the image in a file's content, see `Preprocessing.pixels`."""
+        return self.preprocessing.pixels(content, limits)
 
     def network(self) -> FeatureNetwork:
         """Build the network with its weights, on the CPU, in float32 and evaluation mode.

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 PRECISION = 2.0**22  # Pillow keeps weights as integers of 1/PRECISION
 COARSE = 2.0**11
+MOST_MET = 65536  # sizes that are remembered
 TALL = 100  # an image taller than so many widths is resized by Pillow along its columns first: not here
+
+_met = set[tuple[int, int, int, int, str]]()
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,17 @@ class Decoded:
         return self.pixels.nbytes
 
 
+Taps = tuple[np.ndarray, np.ndarray]
+Empty = Callable[[tuple[int, ...], str], np.ndarray]
 Ready = np.ndarray | Decoded | Encoded
 """What there is of an image: its views, (V, H, W, 3) uint8, or what the device is to make them from."""
 
 
-def resizing_of(transform: Transform, height: int, width: int) -> Resizing | None:
+def resizing_of(transform: Transform, height: int, width: int, at_once: bool = True) -> Resizing | None:
     """Return what a transform does to an image of this size, or None where only Pillow does the same.
+
+    Not `at_once`: also where it would have to be found out by trying, and this size is met for the first time. To try
+    takes longer than to resize one image, and of some data no two images have the same size.
 
     Raises
     ------
@@ -139,8 +147,21 @@ def resizing_of(transform: Transform, height: int, width: int) -> Resizing | Non
     columns = Side(0, width, across, *span_of_crop(across, transform.crop[1]))
     # `Transform` resizes such an image in two calls, rows first
     two_calls = transform.fit != "squash" and width >= height and columns.last - columns.first < across
-    down_first = not two_calls and _pillow_goes_down_first(height, width, down, across, transform.interpolation)
+    sides = height, width, down, across, transform.interpolation
+    if not two_calls and not at_once and _is_new(sides):
+        return None
+    down_first = not two_calls and _pillow_goes_down_first(*sides)
     return Resizing(rows, columns, down_first=down_first)
+
+
+def _is_new(sides: tuple[int, int, int, int, str]) -> bool:
+    """Tell whether this is asked for the first time."""
+    if sides in _met:
+        return False
+    if len(_met) >= MOST_MET:
+        _met.clear()
+    _met.add(sides)
+    return True
 
 
 @lru_cache(maxsize=4096)
@@ -164,20 +185,28 @@ class Plan:
         One an image.
     size : tuple of int
         Height and width of the output; a smaller result is put in its middle.
-    rows, columns : pair of tensors
+    rows, columns : pair of arrays
         See `_taps_of`.
     """
 
     resizings: Sequence[Resizing]
     size: tuple[int, int]
-    rows: tuple[torch.Tensor, torch.Tensor]
-    columns: tuple[torch.Tensor, torch.Tensor]
+    rows: Taps
+    columns: Taps
 
     @classmethod
-    def of(cls, resizings: Sequence[Resizing], size: tuple[int, int], interpolation: str, pin: bool = False) -> Plan:
-        """Return the plan for images that are resized in these ways; `pin`: in page-locked memory."""
-        return cls(resizings, size, _taps_of([each.rows for each in resizings], size[0], interpolation, pin),
-                   _taps_of([each.columns for each in resizings], size[1], interpolation, pin))
+    def of(
+        cls, resizings: Sequence[Resizing], size: tuple[int, int], interpolation: str, empty: Empty = np.empty
+    ) -> Plan:  # fmt: skip
+        """Return the plan for images that are resized in these ways; its arrays are made by `empty`."""
+        return cls(resizings, size, _taps_of([each.rows for each in resizings], size[0], interpolation, empty),
+                   _taps_of([each.columns for each in resizings], size[1], interpolation, empty))
+
+    def part(self, which: slice) -> Plan:
+        """Return the plan for some of the images."""
+        (pixels, weights), (others, other_weights) = self.rows, self.columns
+        return Plan(self.resizings[which], self.size, (pixels[which], weights[which]),
+                    (others[which], other_weights[which]))
 
 
 def resized(
@@ -286,16 +315,15 @@ def _place(side: Side, size: int) -> tuple[int, int]:
 
 
 def _taps_of(
-    sides: Sequence[Side], size: int, interpolation: str, pin: bool
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    sides: Sequence[Side], size: int, interpolation: str, empty: Empty
+) -> Taps:  # fmt: skip
     """Return which pixels of the images make up each of the results, (N, size, k) int32, and with which weights."""
-    import torch
-
     each = [_taps(side.length, side.size, interpolation) for side in sides]
     shape = len(sides), size, max(weights.shape[1] for _, weights in each)
-    index = torch.zeros(shape, dtype=torch.int32, pin_memory=pin)
-    values = torch.zeros(shape, dtype=torch.float32, pin_memory=pin)
-    for side, (pixels, weights), own_index, own_values in zip(sides, each, index.numpy(), values.numpy(), strict=True):
+    index, values = empty(shape, "int32"), empty(shape, "float32")
+    index.fill(0)
+    values.fill(0)
+    for side, (pixels, weights), own_index, own_values in zip(sides, each, index, values, strict=True):
         first, last = _place(side, size)
         kept, taps = slice(side.first, side.last), weights.shape[1]
         own_index[first:last, :taps] = pixels[kept] + side.start
@@ -304,12 +332,12 @@ def _taps_of(
 
 
 def _dense(
-    taps: tuple[torch.Tensor, torch.Tensor], which: slice | list[int], padded: int, device: torch.device
+    taps: Taps, which: slice | list[int], padded: int, device: torch.device
 ) -> torch.Tensor:  # fmt: skip
     """Return (N, size, padded) float32 on the device: what each pixel of the images counts for each of the results."""
     import torch
 
-    index, values = (each[which].to(device, non_blocking=True) for each in taps)
+    index, values = (torch.from_numpy(each[which]).to(device, non_blocking=True) for each in taps)
     dense = torch.zeros((*index.shape[:2], padded), device=device)
     # no pixel has two weights that are not 0, so that the order of adding is all the same
     return dense.scatter_add_(2, index.long(), values)

@@ -26,6 +26,7 @@ import numpy as np
 from ..backbones.backbone import Backbone
 from ..data import UnreadableImageError, nvjpeg
 from ..data.device_resize import Encoded, Ready
+from ..data.staging import Staged
 from .engine import Engine, Replicas, Running, make_engine
 from .torch_engine import TorchEngine
 
@@ -145,7 +146,7 @@ class Embedder:
         indices : sequence of int, length N
         pixels : callable
             From an index to its (V, H, W, 3) uint8 views, see `Backbone.pixels`, or, for an engine that `resizes`, its
-            image as decoded, see `Backbone.encoded`; raises `UnreadableImageError` for one that has none.
+            image for the device, see `Preprocessing.for_device`; raises `UnreadableImageError` for one that has none.
         done : callable
             Told after each batch how many images it held.
         views : int
@@ -174,8 +175,14 @@ class Embedder:
             if found:
                 rows += self._forward(found, failures)
             done(len(batch))
-        every = np.concatenate(rows)
-        return (every if views == 1 else every.reshape(-1, views, every.shape[1])), failures
+        return _by_image(np.concatenate(rows), views), failures
+
+    def embed_staged(self, batch: Staged, views: int = 1) -> np.ndarray:
+        """Compute the features of a batch that is laid out already, on an engine that `resizes`; see `embed`."""
+        assert isinstance(self.engine, (TorchEngine, Replicas))
+        if not batch.count:
+            return _by_image(np.empty((0, self.engine.features), self.engine.dtype), views)
+        return _by_image(self.engine.staged(batch), views)
 
     def batches(self, indices: Indices, views: int = 1) -> list[Indices]:
         """Divide images into those of a forward pass each (of several, where it does not take all views of one)."""
@@ -238,6 +245,11 @@ class Embedder:
     def _torch(self) -> Any:
         """Return torch where it computes on cores; who has not imported it does not need it."""
         return sys.modules.get("torch") if self.engine.on_cpu else None
+
+
+def _by_image(rows: np.ndarray, views: int) -> np.ndarray:
+    """Return rows (N, D) of views as (N / V, V, D) where there are several an image."""
+    return rows if views == 1 else rows.reshape(-1, views, rows.shape[1])
 
 
 @contextmanager

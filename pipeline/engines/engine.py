@@ -22,6 +22,7 @@ from .memory import CPU_BATCH
 
 if TYPE_CHECKING:
     from ..data.device_resize import Ready
+    from ..data.staging import Staged
     from .torch_engine import TorchEngine
 
 ENGINES = ("auto", "torch", "openvino", "compile")
@@ -181,6 +182,14 @@ class Replicas:
     def images(self, found: Sequence[Ready]) -> np.ndarray:
         """Resize there too, see `TorchEngine.images`."""
         return self._engine().images(found)
+
+    def staged(self, batch: Staged) -> np.ndarray:
+        """Run a batch that is laid out there, see `TorchEngine.staged`."""
+        return self._engine().staged(batch)
+
+    def lock_pages(self, memory: np.ndarray, lock: bool) -> None:
+        """Lock memory into place for all of them, see `TorchEngine.lock_pages`."""
+        self.engines[0].lock_pages(memory, lock)
 
     def _engine(self) -> TorchEngine:
         engine = getattr(self._mine, "engine", None)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,32 +13,13 @@ import numpy as np
 from ..backbones.backbone import Backbone
 from ..core.errors import EngineError, PipelineError, UnknownNameError, one_line
 from ..data import nvjpeg
-from ..data.device_resize import Decoded, Encoded, Plan, Ready, resized
+from ..data.device_resize import Ready, resized
+from ..data.preprocessing import MOST_PIXELS
+from ..data.staging import Room, Staged, stage
 from .memory import CPU_BATCH, CUDA_BATCH, USUAL_BATCH, FittingBatches, filled, keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class _Staged:
-    """A batch on its way to the device.
-
-    Parameters
-    ----------
-    count : int
-        Images in it.
-    groups : list
-        Of images as decoded and of files: their places in the batch, what there is of them, and the plan to resize.
-    places : list of int
-        Of plain views that are ready.
-    views : (N, H, W, 3) uint8 array or None
-    """
-
-    count: int
-    groups: list[tuple[list[int], Any, Plan | None]]
-    places: list[int]
-    views: np.ndarray | None
 
 
 class TorchEngine:
@@ -199,7 +179,7 @@ class TorchEngine:
 
         Parameters
         ----------
-        found : sequence of Encoded, Decoded, or (1, H, W, 3) uint8 arrays
+        found : sequence of Encoded, Decoded, or (V, H, W, 3) uint8 arrays
 
         Returns
         -------
@@ -210,61 +190,71 @@ class TorchEngine:
         UndecodableError
             If the device could not decode one of the files.
         """
+        room = getattr(self._staging, "room", None)
+        if room is None:
+            room = self._staging.room = Room(self.batch_size * 3 * MOST_PIXELS, self._page_locked)
+        room.clear()
+        return self.staged(stage(found, self._transform, room))
+
+    def staged(self, batch: Staged) -> np.ndarray:
+        """Compute features of a batch that is laid out; its memory may be used again afterwards.
+
+        Returns
+        -------
+        ndarray of `dtype`, shape (count, D)
+
+        Raises
+        ------
+        UndecodableError
+            See `images`.
+        """
         import torch
 
         assert self._owner is not None
         size = self.batch_size
         try:
-            waiting = (self._owner.submit(self._launch, self._staged(found[start : start + size]), size)
-                       for start in range(0, len(found), size))
+            waiting = (self._owner.submit(self._launch, part, size) for part in batch.parts(size))
             return np.concatenate([each.result()() for each in waiting])
         except torch.OutOfMemoryError:
             pass  # only outside of `except` is what the failed attempt held free again
         if self.batch_size == size:  # or another thread has halved it meanwhile
             self.batch_size = self._fitting.halve(size)
-        return self.images(found)
+        return self.staged(batch)
 
-    def _staged(self, part: Sequence[Ready]) -> _Staged:
-        """Lay out a batch in this thread, so that the device's own has little to do."""
-        decoded = {place: one for place, one in enumerate(part) if isinstance(one, Decoded)}
-        files = {place: one for place, one in enumerate(part) if isinstance(one, Encoded)}
-        views = {place: one for place, one in enumerate(part) if isinstance(one, np.ndarray)}
-        height, width = (max((one.pixels.shape[side] for one in decoded.values()), default=0) for side in (0, 1))
-        batch = self._page_locked(len(decoded) * height * width * 3).view(len(decoded), height, width, 3)
-        for into, one in zip(batch.numpy(), decoded.values(), strict=True):
-            into[: one.pixels.shape[0], : one.pixels.shape[1]] = one.pixels
-        return _Staged(len(part), [(list(decoded), batch, self._plan(list(decoded.values()))),
-                                   (list(files), list(files.values()), self._plan(list(files.values())))],
-                       list(views), np.concatenate(list(views.values())) if views else None)
-
-    def _plan(self, images: Sequence[Decoded | Encoded]) -> Plan | None:
-        return Plan.of([one.resizing for one in images], self._crop, self._transform.interpolation,
-                       self.device.type == "cuda") if images else None
-
-    def _page_locked(self, size: int) -> torch.Tensor:
-        """Return this thread's bytes, from which a copy to the device needs no processor."""
+    def _page_locked(self, size: int) -> np.ndarray:
+        """Return bytes from which a copy to the device needs no processor."""
         import torch
 
-        held = getattr(self._staging, "bytes", None)
-        if held is None or len(held) < size:
-            held = self._staging.bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        return held[:size]
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda").numpy()
 
-    def _launch(self, staged: _Staged, size: int) -> Callable[[], np.ndarray]:
+    def lock_pages(self, memory: np.ndarray, lock: bool) -> None:
+        """Have the driver lock memory into place, for copies that need no processor, or let it go.
+
+        Where it refuses, copies are slower, and that is all.
+        """
+        import torch
+
+        if self.device.type != "cuda":
+            return
+        runtime, place = torch.cuda.cudart(), memory.ctypes.data
+        done = runtime.cudaHostRegister(place, memory.nbytes, 1) if lock else runtime.cudaHostUnregister(place)
+        if done != runtime.cudaError.success:
+            with suppress(RuntimeError):  # the refusal is told once more, to whatever comes next
+                torch.zeros(1, device=self.device)
+
+    def _launch(self, staged: Staged, size: int) -> Callable[[], np.ndarray]:
         """Have the device resize and compute; return what waits for the rows, while the next batch can be launched."""
         import torch
 
         with torch.inference_mode():
             pixels = self._batch(size)
-            for places, images, plan in staged.groups:
-                if plan is not None:
-                    there = (images.to(self.device, non_blocking=True) if isinstance(images, torch.Tensor)
-                             else nvjpeg.decode_batch(images, self.device))
-                    # a slice where nothing lies between: places would be a copy of their own to the device
-                    pixels[places if len(places) < staged.count else slice(len(places))] = resized(
-                        there, plan, self._transform.fill)
-            if staged.views is not None:
-                pixels[staged.places] = torch.from_numpy(staged.views).to(self.device)
+            for group in staged.groups:
+                there = (nvjpeg.decode_batch(group.images, self.device) if isinstance(group.images, list)
+                         else torch.from_numpy(group.images).to(self.device, non_blocking=True))
+                pixels[_places(group.places, staged)] = resized(there, group.plan, self._transform.fill)
+            if staged.places:
+                views = torch.from_numpy(staged.views).to(self.device, non_blocking=True)
+                pixels[_places(staged.places, staged)] = views
             rows = self._computed(pixels)[: staged.count]
             if self.device.type != "cuda":
                 done = rows.cpu().numpy().astype(self.dtype, copy=False)
@@ -290,6 +280,11 @@ class TorchEngine:
             there = self._batch(len(batch)).copy_(batch, non_blocking=True) if self._graph else batch.to(self.device)
             rows = self._computed(there)
             return rows.cpu().numpy().astype(self.dtype, copy=False)
+
+
+def _places(places: list[int], staged: Staged) -> list[int] | slice:
+    """Return places of a batch, as a slice where that is all of them: a list is a copy of its own to the device."""
+    return places if len(places) < staged.count else slice(len(places))
 
 
 @contextmanager

@@ -5,11 +5,10 @@ Both compute the same blocks with the same code, so they give the same bits; thi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -20,16 +19,19 @@ import numpy as np
 
 from ..backbones import Backbone, as_asked, description
 from ..core.cluster import Cluster, address, connected, require_same, versions
-from ..core.errors import ClusterError, DataError, PipelineError
+from ..core.errors import ClusterError, PipelineError
 from ..data import Dataset, UnreadableImageError
-from ..data.device_resize import Ready
-from ..data.digests import DIGEST_BYTES
-from ..data.files import MissingDecoderError
 from ..engines import Embedder, Running
 from ..engines.embedding import Indices, Prefetcher, available_cores
+from ..engines.engine import accelerated
+from ..engines.memory import CUDA_BATCH
 from ..store import Spec
 from ..store.spec import canonical_json
+from . import decoding_processes
+from .decoding_processes import DecodingProcesses
+from .reading import Reading
 
+MANY = 256  # images a worker from which on processes are worth their start
 _building = threading.Lock()
 
 
@@ -85,6 +87,8 @@ class Computer(Protocol):
 class LocalComputer:
     """This machine. While the network is made ready on one core, the others decode what comes first.
 
+    An accelerator is fed by processes that decode, where there are images enough to be worth their start.
+
     Parameters
     ----------
     backbone : Backbone
@@ -100,16 +104,40 @@ class LocalComputer:
         cache_dir: Path | None = None,
     ):  # fmt: skip
         threads = available_cores() if running.workers is None else running.workers
-        self._backbone, self._blocks, self._reading = backbone, blocks, Reading(dataset, backbone)
-        self._pixels = Prefetcher(self._reading, map(int, chain.from_iterable(blocks)), max(threads - 1, 0))
-        with self._pixels:
-            self._embedder = Embedder.of(backbone, running, cache_dir)
-        engine = self._embedder.engine
-        # what was decoded ahead is resized already; from now on the device does that
-        self._reading.whole = getattr(engine, "resizes", False) and backbone.views.count == 1
+        self._backbone, self._dataset, self._blocks = backbone, dataset, blocks
+        self._reading = Reading(dataset, backbone.preprocessing)
+        many = sum(map(len, blocks)) >= MANY * threads > 0
+        wanted = many and accelerated(running.device, running.engine) and backbone.decoder == "pillow"
+        self._processes: DecodingProcesses | None = None
+        if wanted and decoding_processes.possible():
+            self._processes = DecodingProcesses(backbone.preprocessing, threads, running.batch_size or CUDA_BATCH)
+        ahead = 0 if self._processes else max(threads - 1, 0)
+        self._pixels = Prefetcher(self._reading, map(int, chain.from_iterable(blocks)), ahead)
+        try:
+            with self._pixels:
+                self._embedder = Embedder.of(backbone, running, cache_dir)
+            engine = self._embedder.engine
+            self.notes = engine.notes
+            # what was decoded ahead is resized already; from now on the device does that
+            self._reading.for_device = getattr(engine, "resizes", False)
+            if self._processes and not self._reading.for_device:
+                self.close()  # it is no accelerator after all
+            if self._processes:
+                self._embedder.workers = len(self._processes.slots)
+                self._processes.locked_by(engine.lock_pages)  # type: ignore[attr-defined]
+            elif wanted and self._reading.for_device:
+                self.notes.append("Images are decoded on threads, which wait for each other: processes take Linux.")
+        except BaseException:
+            self.close()
+            raise
         self.row_bytes = backbone.row_bytes(engine.features, engine.dtype)
-        self.notes = engine.notes
         self.head_start = self._pixels.seconds / max(threads, 1)
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        if self._processes:
+            self._processes.close()
+        self._processes = None
 
     def compute(self, commit: Commit, bar: Any) -> int:
         views, computed = self._backbone.views.count, 0
@@ -117,21 +145,32 @@ class LocalComputer:
         def divided() -> Iterator[list[Indices]]:
             return (self._embedder.batches(images, views) for images in self._blocks)
 
-        def work(batch: Indices) -> tuple[np.ndarray, dict[int, str]]:
+        def work(batch: Indices) -> tuple[np.ndarray, Mapping[int, str], set[int]]:
+            if self._processes:
+                with self._processes.decoded(self._dataset.part(np.asarray(batch))) as found:
+                    rows = self._embedder.embed_staged(found.staged, views)
+                    bar.update(len(batch))
+                    return self._backbone.stored(rows), _named_by(batch, found.failures), {
+                        int(batch[place]) for place in found.passing}
             rows, failures = self._embedder.embed(batch, self._pixels, bar.update, views)
-            return self._backbone.stored(rows), failures
+            return self._backbone.stored(rows), failures, self._reading.passing & failures.keys()
 
         # the workers share each block: few are open at a time, all cores stay busy to the end, and none of them waits
         # until the disk confirms a block; two blocks a worker may be ahead of an image that is slow to come
         ahead = 2 * len(self._embedder.batches(self._blocks[0], views))
-        found = self._embedder.map(work, chain.from_iterable(divided()), ahead)
+        results = self._embedder.map(work, chain.from_iterable(divided()), ahead)
         for number, batches in enumerate(divided()):
-            parts = list(islice(found, len(batches)))
-            rows = np.concatenate([part for part, _ in parts])
-            failures = {index: reason for _, failed in parts for index, reason in failed.items()}
-            commit(number, rows, failures, self._reading.passing & failures.keys())
+            parts = list(islice(results, len(batches)))
+            rows = np.concatenate([part for part, *_ in parts])
+            failures = {index: reason for _, failed, _ in parts for index, reason in failed.items()}
+            commit(number, rows, failures, set().union(*(passing for *_, passing in parts)))
             computed += len(rows)
         return computed
+
+
+def _named_by(batch: Indices, failures: Mapping[int, str]) -> dict[int, str]:
+    """Return reasons by the image's position in the data set instead of its place in a batch."""
+    return {int(batch[place]): reason for place, reason in failures.items()}
 
 
 class ClusterComputer:
@@ -167,7 +206,7 @@ class ClusterComputer:
         for number, found in self._cluster.map(_on_worker, tasks):
             images = blocks[number]
             self._require_unreadable_here_too(dataset, found, images)
-            commit(number, found.rows, {int(images[at]): reason for at, reason in found.failures.items()},
+            commit(number, found.rows, _named_by(images, found.failures),
                    {int(images[at]) for at in found.passing})
             self.notes += [note for note in found.notes if note not in self.notes]
             rows += len(found.rows)
@@ -198,7 +237,8 @@ def computer_of(
 ) -> Iterator[Computer]:  # fmt: skip
     """Yield this machine, made ready for a backbone, or the cluster of a scheduler; see `extract_features`."""
     if scheduler is None:
-        yield LocalComputer(backbone, dataset, blocks, running, cache_dir)
+        with closing(LocalComputer(backbone, dataset, blocks, running, cache_dir)) as computer:
+            yield computer
     else:
         with connected(scheduler) as cluster:
             yield ClusterComputer(cluster, backbone, dataset, blocks, running)
@@ -209,7 +249,7 @@ def _on_worker(job: str, number: int, part: Dataset) -> tuple[int, Computed]:
     with _named():
         backbone, embedder = _prepared(job)
         embedder.share_cores()
-        reading = Reading(part, backbone)
+        reading = Reading(part, backbone.preprocessing)
         rows, failures = embedder.embed(np.arange(len(part)), reading, views=backbone.views.count)
     passing = reading.passing & failures.keys()
     return number, Computed(backbone.stored(rows), failures, passing, tuple(embedder.engine.notes), address())
@@ -242,34 +282,3 @@ def _named() -> Iterator[None]:
         raise
     except PipelineError as error:
         raise ClusterError(f"Worker {address()}: {error}") from None
-
-
-class Reading:
-    """From an image's position in a data set to its pixels, see `Backbone.pixels`.
-
-    Attributes
-    ----------
-    whole : bool
-        Whether to return images as decoded instead, see `Backbone.encoded`.
-    passing : set of int
-        Images that could not be read just now; their content may be sound.
-    """
-
-    def __init__(self, dataset: Dataset, backbone: Backbone):
-        self._dataset, self._backbone, self.passing, self.whole = dataset, backbone, set[int](), False
-
-    def __call__(self, index: int) -> Ready:
-        try:
-            content = self._dataset.read(index)
-        except UnreadableImageError:
-            self.passing.add(index)
-            raise
-        # a row goes under the digest of the content that it was computed from, or nowhere
-        if hashlib.sha256(content).digest()[:DIGEST_BYTES] != self._dataset.digests[index].tobytes():
-            raise DataError(f"{self._dataset.paths[index]!r} changed while it was being extracted. Run the same "
-                            "command again: what is done is kept.")
-        try:
-            return (self._backbone.encoded if self.whole else self._backbone.pixels)(content, self._dataset.limits)
-        except MissingDecoderError:
-            self.passing.add(index)
-            raise

@@ -19,8 +19,8 @@ from pipeline.data.jpeg import decode_ordinary, read_header, turned
 from pipeline.engines import Embedder, Running
 from pipeline.engines.engine import Replicas
 from pipeline.engines.torch_engine import TorchEngine
-from pipeline.stage_one.computer import Reading
 from pipeline.stage_one.extraction import extract_features
+from pipeline.stage_one.reading import Reading
 
 ENGINE = TorchEngine.__init__
 
@@ -95,8 +95,7 @@ def test_two_devices_share_the_work(folder, tmp_path, owned):
     backbone = resolve("efficientnet_lite0")
     dataset = load_dataset(str(folder), cache_dir=tmp_path)
     both = Replicas([TorchEngine(backbone, "cpu", 4), TorchEngine(backbone, "cpu", 4)])
-    reading = Reading(dataset, backbone)
-    reading.whole = True
+    reading = Reading(dataset, backbone.preprocessing, for_device=True)
     used = set()
     for engine in both.engines:
         launch = engine._launch
@@ -119,8 +118,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_row(folder, tmp_path
         return forward(pixels)
 
     dataset = load_dataset(str(folder), cache_dir=tmp_path)
-    reading = Reading(dataset, backbone)
-    reading.whole = True
+    reading = Reading(dataset, backbone.preprocessing, for_device=True)
     expected, _ = Embedder(engine, 8, workers=0).embed(np.arange(len(dataset)), reading)
     engine.network.forward = small
     rows, _ = Embedder(engine, 8, workers=0).embed(np.arange(len(dataset)), reading)
@@ -212,8 +210,7 @@ def test_files_that_a_device_decodes_come_out_upright_in_their_place_and_broken_
     backbone = resolve("efficientnet_lite0", decoder="nvjpeg")
     dataset = load_dataset(str(folder), cache_dir=tmp_path)
     engine = TorchEngine(backbone, "cpu", 4)
-    reading = Reading(dataset, backbone)
-    reading.whole = True
+    reading = Reading(dataset, backbone.preprocessing, for_device=True)
     kinds = {}
     for index in range(len(dataset)):
         try:
@@ -222,7 +219,7 @@ def test_files_that_a_device_decodes_come_out_upright_in_their_place_and_broken_
             kinds[index] = "none"
     assert set(kinds.values()) == {"Encoded", "Decoded", "ndarray", "none"}
     rows, failures = Embedder(engine, 4, workers=0).embed(np.arange(len(dataset)), reading)
-    exact = Reading(dataset, resolve("efficientnet_lite0"))
+    exact = Reading(dataset, resolve("efficientnet_lite0").preprocessing)
     expected, unread = Embedder(engine, 4, workers=0).embed(np.arange(len(dataset)), exact)
     assert failures.keys() == unread.keys()
     cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
@@ -235,8 +232,7 @@ def test_a_file_that_the_device_cannot_decode_is_decoded_alone_or_named(folder, 
     backbone = resolve("efficientnet_lite0", decoder="nvjpeg")
     dataset = load_dataset(str(folder), cache_dir=tmp_path)
     engine = TorchEngine(backbone, "cpu", 4)
-    reading = Reading(dataset, backbone)
-    reading.whole = True
+    reading = Reading(dataset, backbone.preprocessing, for_device=True)
     expected, failures = Embedder(engine, 4, workers=0).embed(np.arange(len(dataset)), reading)
 
     def refused(files, device):

@@ -17,8 +17,9 @@ from pipeline.core.errors import DataError
 from pipeline.data import Dataset, UnreadableImageError, load_dataset
 from pipeline.engines import Running
 from pipeline.engines.embedding import Prefetcher
-from pipeline.stage_one.computer import LocalComputer, Reading
+from pipeline.stage_one.computer import LocalComputer
 from pipeline.stage_one.extraction import extract_features
+from pipeline.stage_one.reading import Reading
 from pipeline.store import CacheWriter
 
 IMAGES = 100  # blocks of 32, 32, 32 and 4
