@@ -111,6 +111,10 @@ def print_estimate(found: Any, options: argparse.Namespace) -> None:
     if found.to_compute:
         print(f"time        about {readable_time(found.seconds)}, at {found.images_per_second:.0f} images/s "
               f"({found.sampled:,} tried here, {found.failed:,} gave no features)")
+    if found.pieces:
+        named = {"decode": "decoding", "transfer": "transfer", "network": "the network"}
+        rates = ", ".join(f"{named[name]} {rate:,.0f} images/s" for name, rate in found.pieces.items())
+        print(f"alone       {rates}: {named[found.limited_by]} limits")
     print(f"disk        {readable_size(found.disk_bytes)}; {readable_size(found.disk_free)} are free")
     print(f"memory      {readable_size(found.memory_bytes)} in this trial; {readable_size(found.memory_free)} are free")
     if found.scaling:

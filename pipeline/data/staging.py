@@ -92,6 +92,13 @@ class Staged:
     places: list[int]
     views: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        """Of what the device is given."""
+        groups = sum(group.images.nbytes if isinstance(group.images, np.ndarray) else
+                     sum(file.nbytes for file in group.images) for group in self.groups)
+        return groups + self.views.nbytes
+
     def parts(self, size: int) -> list[Staged]:
         """Return batches of at most so many views."""
         return [self] if self.count <= size else [

@@ -187,6 +187,10 @@ class Replicas:
         """Run a batch that is laid out there, see `TorchEngine.staged`."""
         return self._engine().staged(batch)
 
+    def bytes_per_second(self) -> float:
+        """Measure how fast bytes come to all of them, if they do not share a bus."""
+        return sum(engine.bytes_per_second() for engine in self.engines)
+
     def lock_pages(self, memory: np.ndarray, lock: bool) -> None:
         """Lock memory into place for all of them, see `TorchEngine.lock_pages`."""
         self.engines[0].lock_pages(memory, lock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from .memory import CPU_BATCH, CUDA_BATCH, USUAL_BATCH, FittingBatches, filled, 
 
 if TYPE_CHECKING:
     import torch
+
+TRIED_BYTES = 2**25  # copied to the device to tell how fast it goes
 
 
 class TorchEngine:
@@ -226,6 +229,19 @@ class TorchEngine:
         import torch
 
         return torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda").numpy()
+
+    def bytes_per_second(self) -> float:
+        """Measure how fast bytes come to the device."""
+        import torch
+
+        def copied() -> float:
+            begin = time.perf_counter()
+            held.to(self.device, copy=True).flatten()[-1].item()
+            return len(held) / (time.perf_counter() - begin)
+
+        assert self._owner is not None
+        held = torch.from_numpy(self._page_locked(TRIED_BYTES))
+        return max(self._owner.submit(copied).result() for _ in range(4))  # the first one makes room there
 
     def lock_pages(self, memory: np.ndarray, lock: bool) -> None:
         """Have the driver lock memory into place, for copies that need no processor, or let it go.

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -31,6 +32,7 @@ from . import decoding_processes
 from .decoding_processes import DecodingProcesses
 from .reading import Reading
 
+TURNED, MOST_TURNS = 0.5, 64  # seconds that a worker runs the network for its rate, and batches at most
 MANY = 256  # images a worker from which on processes are worth their start
 _building = threading.Lock()
 
@@ -97,21 +99,24 @@ class LocalComputer:
     running : Running
     cache_dir : Path, optional
         See `Embedder.of`.
+    sample_of : int
+        That many images are going to be computed, and the blocks are a sample to tell how long it will take: nothing
+        is decoded before the clock runs.
     """
 
     def __init__(
         self, backbone: Backbone, dataset: Dataset, blocks: Sequence[np.ndarray], running: Running,
-        cache_dir: Path | None = None,
+        cache_dir: Path | None = None, sample_of: int = 0,
     ):  # fmt: skip
         threads = available_cores() if running.workers is None else running.workers
         self._backbone, self._dataset, self._blocks = backbone, dataset, blocks
         self._reading = Reading(dataset, backbone.preprocessing)
-        many = sum(map(len, blocks)) >= MANY * threads > 0
+        many = (sample_of or sum(map(len, blocks))) >= MANY * threads > 0
         wanted = many and accelerated(running.device, running.engine) and backbone.decoder == "pillow"
         self._processes: DecodingProcesses | None = None
         if wanted and decoding_processes.possible():
             self._processes = DecodingProcesses(backbone.preprocessing, threads, running.batch_size or CUDA_BATCH)
-        ahead = 0 if self._processes else max(threads - 1, 0)
+        ahead = 0 if self._processes or sample_of else max(threads - 1, 0)
         self._pixels = Prefetcher(self._reading, map(int, chain.from_iterable(blocks)), ahead)
         try:
             with self._pixels:
@@ -139,11 +144,12 @@ class LocalComputer:
             self._processes.close()
         self._processes = None
 
-    def compute(self, commit: Commit, bar: Any) -> int:
-        views, computed = self._backbone.views.count, 0
+    def compute(self, commit: Commit, bar: Any, blocks: Sequence[np.ndarray] | None = None) -> int:
+        """Compute all blocks, or those given, see `Computer`."""
+        views, computed, blocks = self._backbone.views.count, 0, self._blocks if blocks is None else blocks
 
         def divided() -> Iterator[list[Indices]]:
-            return (self._embedder.batches(images, views) for images in self._blocks)
+            return (self._embedder.batches(images, views) for images in blocks)
 
         def work(batch: Indices) -> tuple[np.ndarray, Mapping[int, str], set[int]]:
             if self._processes:
@@ -157,7 +163,7 @@ class LocalComputer:
 
         # the workers share each block: few are open at a time, all cores stay busy to the end, and none of them waits
         # until the disk confirms a block; two blocks a worker may be ahead of an image that is slow to come
-        ahead = 2 * len(self._embedder.batches(self._blocks[0], views))
+        ahead = 2 * len(self._embedder.batches(blocks[0], views))
         results = self._embedder.map(work, chain.from_iterable(divided()), ahead)
         for number, batches in enumerate(divided()):
             parts = list(islice(results, len(batches)))
@@ -166,6 +172,56 @@ class LocalComputer:
             commit(number, rows, failures, set().union(*(passing for *_, passing in parts)))
             computed += len(rows)
         return computed
+
+
+    @property
+    def embedder(self) -> Embedder:
+        """What runs the network here."""
+        return self._embedder
+
+    def rates(self, images: np.ndarray) -> dict[str, float]:
+        """Measure the pieces of the work, each by itself on all workers.
+
+        Parameters
+        ----------
+        images : int array
+            Some to decode, of the data set.
+
+        Returns
+        -------
+        dict of float
+            Images a second: ``decode`` (and resize, where the device does not), ``transfer`` to an accelerator where
+            there is one, and ``network``.
+        """
+        embedder, views = self._embedder, self._backbone.views.count
+        batches, clock = embedder.batches(images, views), time.perf_counter
+
+        def decode(batch: Indices) -> int:
+            """Return how many bytes there are for the device."""
+            if self._processes:
+                with self._processes.decoded(self._dataset.part(np.asarray(batch))) as found:
+                    return found.staged.nbytes
+            size = 0
+            for index in map(int, batch):
+                with suppress(UnreadableImageError):
+                    size += self._reading(index).nbytes
+            return size
+
+        begin = clock()
+        moved = sum(embedder.map(decode, batches))
+        found = {"decode": len(images) / (clock() - begin)}
+        if self._reading.for_device:
+            copied = embedder.engine.bytes_per_second()  # type: ignore[attr-defined]
+            found["transfer"] = copied * len(images) / max(moved, 1)
+        size = embedder.batch_size
+        pixels = np.zeros((size, *self._backbone.transform.crop, 3), np.uint8)
+        begin = clock()
+        embedder.engine(pixels)
+        turns = min(max(int(TURNED / (clock() - begin)), 1), MOST_TURNS) * max(embedder.workers, 1)
+        begin = clock()
+        for _ in embedder.map(lambda _: embedder.engine(pixels), range(turns)):
+            pass
+        return {**found, "network": turns * size / views / (clock() - begin)}
 
 
 def _named_by(batch: Indices, failures: Mapping[int, str]) -> dict[int, str]:

@@ -8,7 +8,9 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,16 @@ from ..core.progress import Progress, shown, silent
 from ..data import DEFAULT_DATA, Dataset, Limits, UnreadableImageError, on_disk
 from ..data.augmentation import Views
 from ..data.files import DEFAULT_LIMITS
-from ..engines import Embedder, Running
+from ..engines import Running
+from ..engines.engine import accelerated
 from ..store import CacheWriter, Spec, cache_path, survey
 from .caches import backbone_of, load_named, with_views
+from .computer import LocalComputer
 
 SAMPLE, SECONDS = 512, 10.0  # images at most, and the time after which no more are begun
-CHUNK = 8  # images handed to a worker at once
+CHUNK = 8  # images of a block
+MORE = 16  # times as many of either, where an accelerator is to be kept busy
+PIECES = 4  # blocks a worker from which the rates of the pieces are told
 MOST_BLOCKS, TRIAL_SECONDS = 8, 1.0  # committed for the trial
 PLANNED = 65_536  # images from which on blocks are as large as they get
 FINISHED = 2048  # rows of the file that is assembled for the trial
@@ -106,6 +112,10 @@ class Estimate:
         Remarks for the user, one line each.
     scaling : Scaling or None
         What a cluster would take, where that was asked and anything is to be computed.
+    pieces : dict of float
+        Images a second of each piece of the work by itself: ``decode``, ``transfer`` to an accelerator, ``network``.
+    limited_by : str
+        The slowest of them. On a CPU they share the cores, and this one takes most of the time.
     """
 
     path: Path
@@ -125,6 +135,8 @@ class Estimate:
     memory_free: int
     notes: tuple[str, ...] = ()
     scaling: Scaling | None = None
+    pieces: Mapping[str, float] = field(default_factory=dict)
+    limited_by: str = ""
 
 
 def estimate_extraction(
@@ -145,25 +157,28 @@ def estimate_extraction(
     found = survey(path, backbone.spec, dataset.digests, retry_failed=retry_failed)
     trial, notes, planned = _Trial(), list(dataset.notes), None
     if len(found.to_compute):
-        begin = time.perf_counter()
-        embedder = Embedder.of(backbone, running)
-        trial = _try(dataset, backbone, embedder, found.to_compute, progress)
-        loading = time.perf_counter() - begin - trial.seconds
-        trial.row_bytes = backbone.row_bytes(embedder.engine.features, embedder.engine.dtype)
-        notes += embedder.engine.notes
+        begin, times = time.perf_counter(), MORE if accelerated(running.device, running.engine) else 1
+        blocks = _sample(found.to_compute, SAMPLE * times, CHUNK * times)
+        with closing(LocalComputer(backbone, dataset, blocks, running, None, len(found.to_compute))) as computer:
+            loading, embedder = time.perf_counter() - begin, computer.embedder
+            trial = _try(computer, blocks, progress)
+            tried = np.concatenate(blocks[: PIECES * max(1, embedder.workers)])
+            trial.pieces = computer.rates(tried) if trial.rate else {}
+        trial.row_bytes = computer.row_bytes
+        notes += computer.notes
         if trial.rate:
             trial.total = loading + len(found.to_compute) / trial.rate
             if machines is not None:
                 shape = (backbone.views.count,) if backbone.views.count > 1 else ()
                 load = Load(len(found.to_compute), len(dataset), trial.rate, max(1, embedder.workers), loading,
-                            trial.image_bytes, (*shape, embedder.engine.features),
+                            _mean_bytes(dataset, tried), (*shape, embedder.engine.features),
                             np.dtype(backbone.storage or embedder.engine.dtype))
                 planned = scaling(load, measured_writing(_existing(path.parent), load), machines)
     return Estimate(
         path, len(dataset), len(dataset.skipped), len(found.to_compute), found.reused, found.duplicates,
         found.known_failures, trial.images, trial.failed, trial.rate, trial.total,
         found.room(trial.row_bytes or found.row_bytes), _free(path.parent), _peak_memory(), available_memory(),
-        tuple(notes), planned,
+        tuple(notes), planned, trial.pieces, min(trial.pieces, key=trial.pieces.__getitem__, default=""),
     )  # fmt: skip
 
 
@@ -175,45 +190,49 @@ class _Trial:
     rate: float = 0.0
     total: float = 0.0
     row_bytes: int = 0
-    image_bytes: float = 0.0
+    pieces: dict[str, float] = field(default_factory=dict)
 
 
-def _try(
-    dataset: Dataset, backbone: Backbone, embedder: Embedder, rows: np.ndarray, progress: Progress
-) -> _Trial:  # fmt: skip
-    """Run images from all over the data set through the engine; the first ones only warm it up."""
-    chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)]
-    size = max(CHUNK, embedder.batch_size)
-    chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    trial, done, sizes = _Trial(), list[int](), list[int]()
+class _EnoughError(Exception):
+    """Raised to end a trial that has taken its time."""
 
-    def pixels(index: int) -> np.ndarray:
-        content = dataset.read(index)
-        sizes.append(len(content))
-        return backbone.pixels(content, dataset.limits)
 
-    def compute(chunk: np.ndarray) -> int:
-        try:
-            _, failures = embedder.embed(chunk, pixels, done.append, backbone.views.count)
-        except UnreadableImageError:  # what holds the image is gone
-            return len(chunk)
-        return len(failures)
+def _sample(rows: np.ndarray, most: int, block: int) -> list[np.ndarray]:
+    """Return images from all over those to compute, in blocks."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+    return [chosen[start : start + block] for start in range(0, len(chosen), block)]
 
-    with progress(total=len(chosen), desc="Timing", unit="image") as bar:
-        warm = min(max(1, embedder.workers), len(chunks) - 1)
-        for failed in embedder.map(compute, chunks[:warm]):
-            trial.failed += failed
-        bar.update(before := sum(done))
-        begin = time.perf_counter()
-        stop = begin + SECONDS
-        left = (chunk for chunk in chunks[warm:] if time.perf_counter() < stop)
-        for failed in embedder.map(compute, left):
-            trial.failed += failed
-        trial.seconds = time.perf_counter() - begin
-        bar.update(sum(done) - before)
-    trial.images, trial.image_bytes = sum(done), float(np.mean(sizes or [0]))
-    trial.rate = (trial.images - before) / trial.seconds
+
+def _try(computer: LocalComputer, blocks: list[np.ndarray], progress: Progress) -> _Trial:
+    """Compute a sample as `extract` does, and keep nothing; the first blocks only warm it up."""
+    trial, warm, done = _Trial(), min(max(1, computer.embedder.workers), len(blocks) - 1), 0
+
+    def commit(number: int, rows: np.ndarray, failures: Mapping[int, str], passing: set[int]) -> None:
+        nonlocal done
+        done += len(rows) + len(failures)
+        trial.failed += len(failures)
+        if time.perf_counter() > stop:
+            raise _EnoughError
+
+    with progress(total=sum(map(len, blocks)), desc="Timing", unit="image") as bar:
+        for part in (blocks[:warm], blocks[warm:]):
+            begin, trial.images, done = time.perf_counter(), trial.images + done, 0
+            stop = begin + SECONDS
+            if part:
+                with suppress(_EnoughError):
+                    computer.compute(commit, bar, part)
+    trial.seconds = time.perf_counter() - begin
+    trial.rate, trial.images = done / trial.seconds, trial.images + done
     return trial
+
+
+def _mean_bytes(dataset: Dataset, images: np.ndarray) -> float:
+    """Return how large image files are."""
+    sizes = []
+    for index in images.tolist():
+        with suppress(UnreadableImageError):
+            sizes.append(len(dataset.read(index)))
+    return float(np.mean(sizes or [0]))
 
 
 def _free(folder: Path) -> int:

@@ -204,16 +204,18 @@ def extract_features(
         plan = writer.plan(dataset.digests, retry_failed=retry_failed, accelerated=fast)
         computed, seconds, remarks = 0, 0.0, list[str]()
         if plan.blocks:
-            # the network is built, or the cluster reached, only now: a run that finds every row needs neither
-            with computer_of(backbone, dataset, plan.blocks, running, scheduler, cache_dir) as computer:
-                if computer.row_bytes and (needed := writer.require_room(computer.row_bytes)) > TOLD_BYTES:
-                    tell(f"{size(needed)} are going to be written below {path.parent}: "
-                         f"{size(computer.row_bytes)} for each of {len(plan.to_compute):,} images, and their copy.")
-                started = time.perf_counter()
-                with progress(total=sum(map(len, plan.blocks)), desc="Extracting", unit="image") as bar:
+            with progress(total=sum(map(len, plan.blocks)), desc="Extracting", unit="image") as bar:
+                bar.set_postfix_str("preparing…")
+                # the network is built, or the cluster reached, only now: a run that finds every row needs neither
+                with computer_of(backbone, dataset, plan.blocks, running, scheduler, cache_dir) as computer:
+                    if computer.row_bytes and (needed := writer.require_room(computer.row_bytes)) > TOLD_BYTES:
+                        tell(f"{size(needed)} are going to be written below {path.parent}: "
+                             f"{size(computer.row_bytes)} for each of {len(plan.to_compute):,} images, and their copy.")
+                    bar.set_postfix_str("")
+                    started = time.perf_counter()
                     computed = computer.compute(writer.commit, bar)
-                seconds = time.perf_counter() - started + computer.head_start
-                remarks += computer.notes
+                    seconds = time.perf_counter() - started + computer.head_start
+                    remarks += computer.notes
         # what an interrupted run computed took its time too
         total = float(earlier.get("seconds") or 0) + seconds * (1 + plan.resumed / max(computed, 1))
         with writer.finish(

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pipeline
 from pipeline.backbones import resolve
 from pipeline.core.errors import DataError, PipelineError
+from pipeline.core.progress import SilentBar
 from pipeline.data import load_dataset
 from pipeline.data.augmentation import Views
 from pipeline.data.preprocessing import MOST_PIXELS
@@ -93,6 +95,27 @@ def test_rows_and_reasons_are_those_of_threads(folder, tmp_path, processes, monk
     assert paths == expected_paths and len(paths) == 23
     assert skipped == reasons and len(skipped) == 1 and "truncated" in skipped["broken.jpg"]
     np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_the_estimate_tries_this_very_way_and_tells_each_piece(folder, tmp_path, processes):
+    found = pipeline.estimate(str(folder), "pixels", cache_dir=tmp_path, device="cpu", engine="torch", batch_size=6)
+    assert (found.sampled, found.failed) == (24, 1) and len(processes) == 1
+    assert list(found.pieces) == ["decode", "transfer", "network"] and min(found.pieces.values()) > 0
+
+
+def test_preparing_is_told_before_the_first_image(folder, tmp_path, processes):
+    told = []
+
+    class Bar(SilentBar):
+        def update(self, n=1):
+            told.append(n)
+
+        def set_postfix_str(self, text):
+            told.append(text)
+
+    pipeline.extract(str(folder), "pixels", cache_dir=tmp_path, device="cpu", engine="torch", workers=1,
+                     progress=lambda desc, **words: Bar() if desc == "Extracting" else SilentBar())
+    assert told == ["preparing…", "", 24]
 
 
 def test_such_a_process_imports_nothing_heavy():

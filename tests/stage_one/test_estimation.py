@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def test_it_counts_what_extract_then_does_and_writes_nothing(folder, tmp_path):
     assert (found.images, found.skipped, found.to_compute, found.reused, found.duplicates) == (62, 1, 61, 0, 1)
     assert (found.sampled, found.failed) == (61, 1)
     assert found.images_per_second > 0 and found.seconds > 0
+    assert set(found.pieces) == {"decode", "network"} and found.limited_by in found.pieces
+    assert found.pieces[found.limited_by] == min(found.pieces.values())
     assert names_in(cache) == ["digests.sqlite", "splits.sqlite"]
     done = pipeline.extract(str(folder), "pixels", cache_dir=cache)
     assert found.path == done.path
@@ -55,7 +58,9 @@ def test_the_command_respects_the_limit_and_prints_one_json_object(folder, tmp_p
     assert main([*words, "--limit", "10", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["to_compute"] == 10
     assert main(words) == 0
-    assert "to compute  60 images; rows of 0 are there" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "to compute  60 images; rows of 0 are there" in out
+    assert re.search(r"^alone       decoding [\d,]+ images/s, the network [\d,]+ images/s: .* limits$", out, re.M)
 
 
 def test_it_tells_what_a_cluster_would_take_and_what_that_rests_on(folder, tmp_path, capsys):
