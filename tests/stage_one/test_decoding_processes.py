@@ -115,7 +115,7 @@ def test_preparing_is_told_before_the_first_image(folder, tmp_path, processes):
 
     pipeline.extract(str(folder), "pixels", cache_dir=tmp_path, device="cpu", engine="torch", workers=1,
                      progress=lambda desc, **words: Bar() if desc == "Extracting" else SilentBar())
-    assert told == ["preparing…", "", 24]
+    assert told[:2] == ["preparing…", ""] and sum(told[2:]) == 24
 
 
 def test_such_a_process_imports_nothing_heavy():
