@@ -11,18 +11,29 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from ..core.errors import PipelineError
 from ..core.registry import Registry
+from .device_resize import Resizing, Side, resizing_of
 from .digests import DIGEST_BYTES
 from .transforms import INTERPOLATIONS, Transform
 
-Augmentation = Callable[[Image.Image, np.random.Generator], np.ndarray]
+
+class Augmentation(Protocol):
+    """A random view of an image."""
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """Return an image's view, (H, W, 3) uint8."""
+
+    def resizing(self, height: int, width: int, rng: np.random.Generator) -> Resizing | None:
+        """Return the view of an image of this size for a device that resizes, drawn as the call draws it; None where
+        it is more than a part, resized and turned."""
+
 
 AUGMENTATIONS: Registry[Callable[[Transform], Augmentation]] = Registry("augmentation")
 DEFAULT_AUGMENTATION = "tutorial"
@@ -37,6 +48,9 @@ class Plain:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         return self.transform(image)
+
+    def resizing(self, height: int, width: int, rng: np.random.Generator) -> Resizing | None:
+        return resizing_of(self.transform, height, width)
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,13 @@ class CropAndFlip:
         view = _flip(part.resize(size, method), Image.Transpose.FLIP_LEFT_RIGHT, rng)
         return np.asarray(_policy(self.then, view, rng) if self.then else view)
 
+    def resizing(self, height: int, width: int, rng: np.random.Generator) -> Resizing | None:
+        if self.then:
+            return None
+        top, left, down, across = crop_box(height, width, rng, self.scale, self.ratio)
+        rows, columns = Side.whole(top, down, self.transform.crop[0]), Side.whole(left, across, self.transform.crop[1])
+        return Resizing(rows, columns, mirrored=rng.random() < 0.5)
+
 
 @dataclass(frozen=True)
 class Flips:
@@ -79,6 +100,10 @@ class Flips:
         view = _flip(view, Image.Transpose.FLIP_LEFT_RIGHT, rng)
         return np.asarray(_flip(view, Image.Transpose.FLIP_TOP_BOTTOM, rng))
 
+    def resizing(self, height: int, width: int, rng: np.random.Generator) -> Resizing | None:
+        plain = resizing_of(self.transform, height, width)
+        return plain and replace(plain, mirrored=rng.random() < 0.5, upside_down=rng.random() < 0.5)
+
 
 @dataclass(frozen=True)
 class Flip:
@@ -89,6 +114,10 @@ class Flip:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         plain = self.transform(image)
         return self.mirrored(plain) if rng.random() < 0.5 else plain
+
+    def resizing(self, height: int, width: int, rng: np.random.Generator) -> Resizing | None:
+        plain = resizing_of(self.transform, height, width)
+        return plain and replace(plain, mirrored=rng.random() < 0.5)
 
     @staticmethod
     def mirrored(plain: np.ndarray) -> np.ndarray:

@@ -63,10 +63,10 @@ class Resizing:
     Parameters
     ----------
     rows, columns : Side
-    mirrored : bool
-        Left to right, at the end.
+    mirrored, upside_down : bool
+        At the end.
     down_first : bool
-        Which side is resized first. As each pass rounds, 3 % of the values hang on it, by one level: no matter for
+        Which side is resized first. As each pass rounds, 3 % of the values hang on it, by a level or two: no matter for
         random crops, but see `resizing_of`.
     """
 
@@ -74,6 +74,7 @@ class Resizing:
     columns: Side
     mirrored: bool = False
     down_first: bool = False
+    upside_down: bool = False
 
 
 @dataclass(frozen=True)
@@ -290,11 +291,12 @@ def _levels(coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
 def _finished(
     pixels: torch.Tensor, resizings: Sequence[Resizing], size: tuple[int, int], fill: tuple[int, int, int]
 ) -> torch.Tensor:
-    """Mirror what is to be, and paint what lies around smaller results."""
+    """Mirror and turn what is to be, and paint what lies around smaller results."""
     import torch
 
-    if mirrored := [number for number, each in enumerate(resizings) if each.mirrored]:
-        pixels[mirrored] = pixels[mirrored].flip(2)
+    for side, name in ((2, "mirrored"), (1, "upside_down")):
+        if turned := [number for number, each in enumerate(resizings) if getattr(each, name)]:
+            pixels[turned] = pixels[turned].flip(side)
     if not any(fill):
         return pixels  # where no weight points, the sum is 0
     colour = torch.tensor(fill, dtype=torch.uint8, device=pixels.device)
@@ -302,6 +304,8 @@ def _finished(
         (top, bottom), (left, right) = _place(each.rows, size[0]), _place(each.columns, size[1])
         if each.mirrored:
             left, right = size[1] - right, size[1] - left
+        if each.upside_down:
+            top, bottom = size[0] - bottom, size[0] - top
         for border in (image[:top], image[bottom:], image[:, :left], image[:, right:]):
             border[:] = colour
     return pixels

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core.machine import available_memory
 from ..data import Dataset, Transform, UnreadableImageError, decode
-from ..data.augmentation import AUGMENTATIONS
+from ..data.augmentation import AUGMENTATIONS, Augmentation
 from ..engines.embedding import available_cores
 
 BYTES_A_PIXEL = 4  # Pillow keeps RGB in four
@@ -100,11 +100,8 @@ class Decoder:
         augment = AUGMENTATIONS[augmentation](self.transform)
         plain = augmentation == "none"
 
-        def view(place: int, index: int) -> np.ndarray | None:
-            source = self._source(index, plain)
-            if source is None or plain:
-                return source
-            return augment(source, np.random.default_rng((*seed, place)))
+        def view(place: int, index: int) -> Any:
+            return self._view(index, augment, plain, np.random.default_rng((*seed, place)))
 
         waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
         remaining = iter(groups[first:])
@@ -118,13 +115,28 @@ class Decoder:
                 if not waiting:
                     return
                 begin = time.perf_counter()
-                batch = _collected(*waiting.popleft(), self.transform.crop)
+                indices, jobs = waiting.popleft()
+                views = [job.result() for job in jobs]
+                readable = [place for place, view in enumerate(views) if view is not None]
                 self.waited += time.perf_counter() - begin
-                yield batch
+                indices = indices[readable]
+                yield Batch(indices, self._together(indices, [views[place] for place in readable], plain))
         finally:
             for _, jobs in waiting:
                 for job in jobs:
                     job.cancel()
+
+    def _view(self, index: int, augment: Augmentation, plain: bool, rng: np.random.Generator) -> Any:
+        """Return an image's view, in a worker; None for one that cannot be read."""
+        source = self._source(index, plain)
+        return source if source is None or plain else augment(source, rng)
+
+    def _together(self, indices: np.ndarray, views: list[Any], plain: bool) -> torch.Tensor:
+        """Return (n, H, W, 3) uint8 of what `_view` returned."""
+        pixels = np.empty((len(views), *self.transform.crop, 3), np.uint8)
+        for into, view in zip(pixels, views, strict=True):
+            into[:] = view
+        return torch.from_numpy(pixels)
 
     def _source(self, index: int, plain: bool) -> Any:
         """Return the decoded image, or its plain view; None for one that cannot be read."""
@@ -133,26 +145,23 @@ class Decoder:
         if (kept := self._kept.get((index, plain))) is not None:
             return kept
         try:
-            image: Image.Image = decode(self.dataset.read(index), self.dataset.limits)
-            source: Any = self.transform(image) if plain else image
+            source, size = self._decoded(index, plain)
         except UnreadableImageError as error:
             self.failures[index] = str(error)
             return None
-        size = source.nbytes if plain else BYTES_A_PIXEL * image.width * image.height
         with self._lock:
             if size <= self._room and (index, plain) not in self._kept:
                 self._room -= size
                 self._kept[index, plain] = source
         return source
 
-
-def _collected(indices: np.ndarray, jobs: list[Future], crop: tuple[int, int]) -> Batch:
-    views = [job.result() for job in jobs]
-    readable = [place for place, view in enumerate(views) if view is not None]
-    pixels = np.empty((len(readable), *crop, 3), np.uint8)
-    for row, place in enumerate(readable):
-        pixels[row] = views[place]
-    return Batch(indices[readable], torch.from_numpy(pixels))
+    def _decoded(self, index: int, plain: bool) -> tuple[Any, int]:
+        """Return the decoded image, or its plain view, and the bytes that it takes."""
+        image: Image.Image = decode(self.dataset.read(index), self.dataset.limits)
+        if plain:
+            view = self.transform(image)
+            return view, view.nbytes
+        return image, BYTES_A_PIXEL * image.width * image.height
 
 
 def epoch_order(indices: np.ndarray, labels: np.ndarray, seed: tuple[int, ...], resample: bool) -> np.ndarray:
