@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from math import cos, pi
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from ..core.errors import PipelineError
 from .batches import Batch
+from .capture import MOST_IMAGES, Recordings, cuda_recorder
 from .convolutions import quick_convolutions
 from .distributed import World
 from .network import Classifier, autocast
@@ -185,6 +187,9 @@ class Stepper:
         What is called for scores: the model, perhaps wrapped.
     parts : int
         That a batch is computed in.
+    learning : hashable
+        What tells apart the blocks that learn now.
+    recordings : Recordings
     sums : (4,) float32 tensor
         Loss times weight, weight, correct and counted rows since they were last set to zero.
     """
@@ -200,6 +205,23 @@ class Stepper:
         self.parts = settings.accumulate
         self.sums = torch.zeros(4, device=self.device)
         self._unseen: list[tuple[Place, float, torch.Tensor]] = []
+        self.learning: Any = None
+        self.recordings = Recordings(model, cuda_recorder(self.device) if self.device.type == "cuda" else None, log)
+        if reason := self._not_recorded():
+            self.recordings.stop(reason)
+
+    def _not_recorded(self) -> str:
+        """Return why steps cannot be recorded; empty where they may be."""
+        settings = self.settings
+        reasons = {
+            "images are mixed": settings.mixup or settings.cutmix,
+            "--compile does that itself": settings.compile,
+            "float16 scales its loss": self.precision == torch.float16,
+            "several processes train together": self.world.size > 1,
+            "batches are computed in parts": self.parts > 1,
+            f"with more than {MOST_IMAGES} images a step nothing is gained": settings.batch_size > MOST_IMAGES,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
     def step(self, batch: Batch, place: Place, rate: float) -> bool:
         """Take one step on this process's part of a batch; return whether there was anything in it.
@@ -219,9 +241,10 @@ class Stepper:
         if self.world.size > 1 and not float(total):
             return False
         # drawn anew for each step, so that dropout is the same wherever a run was interrupted
-        torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-        loss, scores = self._gradients(images, targets, total)
-        self._unseen.append((place, rate, loss))
+        drawn = int(np.random.default_rng(seed).integers(2**62))
+        torch.manual_seed(drawn)
+        loss, scores = self._gradients(images, targets, total, drawn)
+        self._unseen.append((place, rate, loss.clone()))
         if self.device.type == "cpu" or len(self._unseen) >= LOOK_EVERY:
             self.look()
         self._update()
@@ -251,12 +274,16 @@ class Stepper:
         return inputs, Targets(torch.from_numpy(labels).to(device), self.weights,
                                torch.from_numpy(counted).to(device), self.settings.label_smoothing)
 
-    def _gradients(self, images: torch.Tensor, targets: Targets, total: torch.Tensor
+    def _gradients(self, images: torch.Tensor, targets: Targets, total: torch.Tensor, seed: int
                    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute gradients; return the batch's loss and its scores (n, K)."""
         while True:
             self.optimizer.zero_grad()
             try:
+                if self.parts == 1 and self.world.size == 1 and targets.share == 1:
+                    rest = targets.labels, targets.counted, total
+                    loss, scores = self.recordings.run(self.learning, seed, self._whole, (images, *rest))
+                    return loss, scores
                 size = math.ceil(len(images) / self.parts)
                 parts = [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
                 found = [self._part(images, targets, total, rows, rows is parts[-1]) for rows in parts]
@@ -266,6 +293,13 @@ class Stepper:
             # only outside of `except` is what the failed attempt held free again
             if self.device.type != "cpu":
                 torch.accelerator.empty_cache()
+
+    def _whole(self, images: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor, total: torch.Tensor
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute a whole batch's gradients from nothing but these tensors, as a recording must."""
+        self.optimizer.zero_grad()
+        targets = Targets(labels, self.weights, counted, self.settings.label_smoothing)
+        return self._part(images, targets, total, slice(None), True)
 
     def _part(self, images: torch.Tensor, targets: Targets, total: torch.Tensor, rows: slice, last: bool
               ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -280,6 +314,9 @@ class Stepper:
 
     def _use_more_parts(self, error: RuntimeError | MemoryError, images: int) -> None:
         """After running out of memory, compute batches in twice as many parts: less at once, the same step."""
+        if self.recordings.held:
+            self.recordings.stop(f"memory on {self.device} is short")
+            return
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and not any(words in str(error) for words in NO_MEMORY):
             raise error

@@ -113,6 +113,7 @@ class Trainer:
         self.model.unfreeze(factors)
         network: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
         self.stepper.network = self.world.wrap(network, self.device)
+        self.stepper.learning = tuple(factor > 0 for factor in factors)
         labels, seed = self.dataset.labels[self.train_indices], (settings.seed, self.epoch)
         order = self.decoder.arranged(epoch_order(self.train_indices, labels, seed, settings.resample), seed)
         groups = grouped(order, settings.batch_size)
