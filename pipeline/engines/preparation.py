@@ -47,7 +47,7 @@ class PreparedNetwork(nn.Module):
         super().__init__()
         network = backbone.network()
         fold_batchnorm(network.network)
-        self.layout = _layout(network, precision, device)
+        self.layout = memory_layout(network, precision, device)
         self.network = network.to(precision).to(memory_format=self.layout)
         self.precision = precision
         transform = backbone.transform
@@ -63,7 +63,7 @@ class PreparedNetwork(nn.Module):
         return self.network(images.add_(self.shift).to(self.precision)).float()
 
 
-def _layout(network: nn.Module, precision: torch.dtype, device: str) -> torch.memory_format:
+def memory_layout(network: nn.Module, precision: torch.dtype, device: str) -> torch.memory_format:
     """Return the layout of images in memory that suits a network on a device.
 
     cuDNN 9 compiles depthwise convolutions of channels-last images when they are first run, for each size of batch: 3 s

@@ -236,7 +236,7 @@ def _timed(
     network = backbone.network()
     precision = choose_precision("auto", device)
     model = Classifier(network, places[-1].shape[0], classes, backbone.transform)
-    model.to(memory_format=torch.channels_last).to(device)
+    model.placed(device, precision)
     flow, names, rates = Flow(network.network, backbone.transform.crop), [block.name for block in model.blocks], {}
     labels = torch.arange(SAMPLE, device=device) % classes
     whole = Place(names[0], "", (), 1.0)

@@ -15,6 +15,7 @@ from ..backbones.cuts import Flow
 from ..backbones.layer_names import POOLED
 from ..backbones.layers import FeatureNetwork
 from ..data import Transform
+from ..engines.preparation import memory_layout
 
 PREFIX = "backbone.network."
 
@@ -47,6 +48,7 @@ class Classifier(nn.Module):
         self._crop = transform.crop
         self._above: tuple[nn.Module, ...] = ()
         self._shape: tuple[int, ...] = ()
+        self._layout = torch.channels_last
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -torch.tensor(transform.mean).view(3, 1, 1) / std, persistent=False)
 
@@ -69,15 +71,21 @@ class Classifier(nn.Module):
             flow = flow or Flow(self.backbone.network, self._crop)
             self._above = (flow.above(layer), flow.above(layer, training=True))
 
+    def placed(self, device: torch.device, precision: torch.dtype) -> Classifier:
+        """Move to a device, in the layout of memory that suits it there; return itself."""
+        self._layout = memory_layout(self.backbone.network, precision, device.type)
+        return self.to(memory_format=self._layout).to(device)
+
     def prepared(self, inputs: torch.Tensor) -> torch.Tensor:
         """Turn bytes (N, H, W, 3) into normalised images (N, 3, H, W), or rows (N, D) into activations in float32.
 
-        Both are channels last in memory.
+        Both lie in memory as the network does.
         """
         if not self._above:
-            return (inputs.permute(0, 3, 1, 2) * self.scale).add_(self.shift)
+            images = inputs.permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
+            return (images * self.scale).add_(self.shift)
         shaped = inputs.float().view(-1, *self._shape)
-        return shaped.contiguous(memory_format=torch.channels_last) if shaped.ndim == 4 else shaped
+        return shaped.contiguous(memory_format=self._layout) if shaped.ndim == 4 else shaped
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map what `prepared` returns to features (N, D)."""

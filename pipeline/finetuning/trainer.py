@@ -188,8 +188,11 @@ class Trainer:
         for batch in self.decoder.batches(grouped(self.val_indices[self.world.rank :: self.world.size], size)):
             if len(batch.indices):
                 labels = torch.from_numpy(self.dataset.labels[batch.indices]).to(self.device)
+                inputs = batch.inputs.to(self.device)
+                if self.device.type == "cuda":  # which plans its convolutions anew for every size of batch
+                    inputs = nn.functional.pad(inputs, (*[0] * (2 * inputs.ndim - 1), size - len(inputs)))
                 with autocast(self.device, self.precision):
-                    scores = self.model(self.model.prepared(batch.inputs.to(self.device)))
+                    scores = self.model(self.model.prepared(inputs))[: len(labels)]
                 loss = nn.functional.cross_entropy(scores, labels, reduction="sum")
                 sums += torch.stack([loss, (scores.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
         loss, correct, count = self.world.total(sums).tolist()

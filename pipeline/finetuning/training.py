@@ -188,7 +188,7 @@ def _model(
     if any(STRATEGIES[settings.strategy].rates(names, settings, settings.epochs - 1)) and not settings.freeze_norm:
         network.network = place.synchronise_norms(network.network, device)
     model = Classifier(network, length, len(dataset.classes), backbone.transform)
-    return model.to(memory_format=torch.channels_last).to(device)
+    return model.placed(device, choose_precision(settings.precision, device))
 
 
 @contextmanager

@@ -112,8 +112,10 @@ def test_a_recording_that_fails_or_does_something_else_is_not_used_and_told(data
         assert torch.equal(found.state[name], tensor), name
 
 
-@pytest.mark.parametrize(("settings", "why"), [({"mixup": 0.2}, "images are mixed"), ({"accumulate": 2, "batch_size": 6}, "in parts"),
-                                               ({"batch_size": 65}, "more than 64")])  # fmt: skip
+@pytest.mark.parametrize(("settings", "why"), [
+    ({"mixup": 0.2}, "images are mixed"), ({"accumulate": 2, "batch_size": 6}, "in parts"),
+    ({"batch_size": 65}, "more than 64"),
+])  # fmt: skip
 def test_what_cannot_be_recorded_is_told(dataset, recorder, settings, why):
     recorder(honest)
     _, lines = trained(dataset, epochs=1, **settings)
