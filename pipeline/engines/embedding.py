@@ -26,6 +26,7 @@ import numpy as np
 from ..backbones.backbone import Backbone
 from ..data import UnreadableImageError, nvjpeg
 from ..data.device_resize import Encoded, Ready
+from ..data.preprocessing import Preprocessing
 from ..data.staging import Staged
 from .engine import Engine, Replicas, Running, make_engine
 from .torch_engine import TorchEngine
@@ -132,6 +133,10 @@ class Embedder:
                            workers=threads, cache_dir=cache_dir)
         return cls(made, running.batch_size, threads)
 
+    def preprocess(self, preprocessing: Preprocessing) -> Callable[..., Ready]:
+        """Return what makes of a file's content, and limits, what the engine suits to be given."""
+        return preprocessing.for_device if getattr(self.engine, "resizes", False) else preprocessing.pixels
+
     def embed(
         self,
         indices: Indices,
@@ -145,8 +150,7 @@ class Embedder:
         ----------
         indices : sequence of int, length N
         pixels : callable
-            From an index to its (V, H, W, 3) uint8 views, see `Backbone.pixels`, or, for an engine that `resizes`, its
-            image for the device, see `Preprocessing.for_device`; raises `UnreadableImageError` for one that has none.
+            From an index to its image, see `preprocess`; raises `UnreadableImageError` for one that has none.
         done : callable
             Told after each batch how many images it held.
         views : int

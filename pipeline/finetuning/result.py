@@ -18,7 +18,9 @@ from ..backbones import Backbone
 from ..backbones.weights import Weights
 from ..core.errors import DataError
 from ..core.progress import Progress, silent
-from ..data import Dataset, decode
+from ..data import Dataset
+from ..data.device_resize import Ready
+from ..data.preprocessing import Preprocessing
 from ..engines import Embedder, TorchEngine
 from ..heads import make_head
 from ..heads.scores import softmax
@@ -28,7 +30,7 @@ from .network import Classifier
 
 EVALUATION_BATCH = {"cpu": 8}  # on a CPU the temporaries of larger batches cost page faults at every layer
 SPLITS = ("train", "val", "test")
-JOB = 64  # images handed to a worker at once
+JOB = 64  # images handed to a worker at once, at least
 Features = tuple[np.ndarray, np.ndarray, dict[int, str]]
 """Indices of the readable images, their features, and the reasons of the others by index."""
 UNSEEN = -10.0  # the score of a class without training images lies this far below the others'
@@ -117,10 +119,13 @@ def features_of(
         Indices of the readable images, their features, and the reasons of the others by index.
     """
 
-    def pixels(index: int) -> np.ndarray:
-        return backbone.transform(decode(dataset.read(index), dataset.limits))[None]
+    preprocess = embedder.preprocess(Preprocessing(backbone.transform))
 
-    jobs = [indices[start : start + JOB] for start in range(0, len(indices), JOB)]
+    def pixels(index: int) -> Ready:
+        return preprocess(dataset.read(index), dataset.limits)
+
+    size = max(JOB, embedder.batch_size)
+    jobs = [indices[start : start + size] for start in range(0, len(indices), size)]
     parts = list(embedder.map(lambda job: embedder.embed(job, pixels, tick), jobs))
     failures = {index: reason for _, failed in parts for index, reason in failed.items()}
     rows = [rows for rows, _ in parts] or [np.empty((0, embedder.engine.features), np.float32)]

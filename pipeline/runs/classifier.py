@@ -274,9 +274,10 @@ class ImageClassifier:
         found, failures = [], dict[int, str]()
         for part, embedder in zip(self.backbone.parts, self._embedders, strict=True):
             seen = part if tta else part.plain
+            preprocess = embedder.preprocess(seen.preprocessing)
 
-            def pixels(index: int, decode: Any = seen.pixels) -> np.ndarray:
-                return load_image(chunk[index], self.limits, decode)
+            def pixels(index: int, preprocess: Any = preprocess) -> Any:
+                return load_image(chunk[index], self.limits, preprocess)
 
             rows, failed = embedder.embed(range(len(chunk)), pixels, views=seen.views.count)
             found.append(([index for index in range(len(chunk)) if index not in failed], rows))

@@ -244,3 +244,19 @@ def test_a_file_that_the_device_cannot_decode_is_decoded_alone_or_named(folder, 
     assert again == failures and rows.shape == expected.shape
     cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > 0.99
+
+
+def test_predictions_and_scores_take_the_same_way(folder, tmp_path, owned):
+    """`predict`, and what `finetune` says of its network, have the device resize, too."""
+    from pipeline.finetuning.result import features_of
+
+    backbone = resolve("efficientnet_lite0")
+    dataset = load_dataset(str(folder), cache_dir=tmp_path)
+    embedder = Embedder(TorchEngine(backbone, "cpu", 4), workers=2)
+    indices, rows, failures = features_of(embedder, backbone, dataset, np.arange(len(dataset)))
+    usual = Embedder(TorchEngine(backbone, "cpu", 4, owned=False), workers=0)
+    usual.engine.resizes = False
+    expected_indices, expected, unread = features_of(usual, backbone, dataset, np.arange(len(dataset)))
+    np.testing.assert_array_equal(indices, expected_indices)
+    assert failures == unread and len(failures) == 1
+    np.testing.assert_allclose(rows, expected, atol=1e-3)
