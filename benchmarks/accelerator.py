@@ -1,7 +1,8 @@
 """Stage one on an accelerator: what each piece can do by itself, and what whole commands do.
 
     python benchmarks/accelerator.py [--device cuda|cpu] [--images 12000] [--folder DIR] [--json FILE]
-                                     [--backbones efficientnet_lite0,resnet50,vit_b_16] [--parts bounds,commands,cores]
+                                     [--backbones efficientnet_lite0,resnet50,vit_b_16]
+                                     [--parts bounds,commands,cores,finetune]
 
 Photographs of about 480 x 360 are made from those that ship with scikit-image and scikit-learn, each a crop of its own,
 turned in colour and saved as JPEG; or DIR is taken. No network is needed: other networks than EfficientNet-Lite0 have
@@ -9,9 +10,11 @@ random weights, for the speed.
 
 `bounds`: decoding (and with Pillow resizing too) on threads and in processes, resizing on the device, nvJPEG, and the
 forward pass of each network, its first batch told apart. `commands`: `pipeline extract` at each precision and decoder,
-in a process of its own: images a second as it says, seconds of the whole command, processor cores and the GPU's share
-busy, agreement (cosine, mean and least) with float32 on Pillow's pixels. `cores`: `extract --device cpu` with one
-worker and with all.
+in a process of its own: images a second as it says, its share of the bound (the lesser of decoding and forward, where
+`bounds` were taken), seconds of the whole command, processor cores and the GPU's share busy, agreement (cosine, mean
+and least) with float32 on Pillow's pixels. `cores`: `extract --device cpu` with one worker and with all. `finetune`:
+the tutorial's loop and ours with EfficientNet-Lite0 on 256 images, in batches of 4 and of 32, in turn: seconds of the
+first epoch, and of a later one.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import argparse
 import json
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,19 +40,23 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from finetune import ours, tutorial
 from PIL import Image
+from turns import in_turn
 
 from pipeline.backbones import resolve
-from pipeline.data import jpeg
+from pipeline.data import Dataset, jpeg, load_dataset
 from pipeline.data.decoding import decode_array, decode_by_pillow
 from pipeline.data.device_resize import Decoded, Plan, resized
 from pipeline.data.phototiles import find_photographs
 from pipeline.data.transforms import Transform
 from pipeline.engines.embedding import available_cores
 from pipeline.engines.torch_engine import TorchEngine
+from pipeline.stage_one import decoding_processes
 
 SIZE = (480, 360)
 SOME = 2048  # images that a bound is taken on
+TRAINED, EPOCHS = 256, 4  # images an epoch of training, and epochs
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "image-feature-pipeline")
 found: dict[str, Any] = {}
 
@@ -61,7 +69,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--backbones", default="efficientnet_lite0,resnet50,vit_b_16")
-    parser.add_argument("--parts", default="bounds,commands,cores")
+    parser.add_argument("--parts", default="bounds,commands,cores,finetune")
     options = parser.parse_args()
     parts, backbones = options.parts.split(","), options.backbones.split(",")
     describe(options.device)
@@ -70,10 +78,14 @@ def main() -> None:
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
         if "bounds" in parts:
             bounds(files[:SOME], options.device, backbones)
+            if decoding_processes.possible():
+                shared_memory(load_dataset(str(folder), cache_dir=place))
         if "commands" in parts:
             commands(folder, Path(place), options.device, backbones)
         if "cores" in parts:
             cores(folder, Path(place))
+        if "finetune" in parts:
+            finetuning(folder, Path(place), options.device)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -169,6 +181,25 @@ def bounds(files: list[Path], device: str, backbones: list[str]) -> None:
     for name in backbones:
         for precision in ("float32", "bfloat16"):
             forward(name, precision, device)
+
+
+def shared_memory(dataset: Dataset) -> None:
+    """Decoding as `extract` does for an accelerator: in processes, laid out in memory that is shared."""
+    some, count = np.arange(min(SOME, len(dataset))), available_cores()
+    parts = [dataset.part(part) for part in np.array_split(some, -(-len(some) // 128))]
+    processes = decoding_processes.DecodingProcesses(resolve().preprocessing, count, 128)
+
+    def turn(part: Dataset) -> int:
+        with processes.decoded(part) as found:
+            return found.staged.count
+
+    try:
+        with ThreadPoolExecutor(len(processes.slots)) as pool:
+            list(pool.map(turn, parts))  # the processes are there, and know these sizes of images
+            tell(f"decode and lay out, {count} processes",
+                 images_s=rate(len(some), lambda: list(pool.map(turn, parts))))
+    finally:
+        processes.close()
 
 
 def resizing(decoded: list[Decoded], device: str) -> None:
@@ -294,8 +325,33 @@ def commands(folder: Path, place: Path, device: str, backbones: list[str]) -> No
             exact = rows if exact is None else exact
             cosine = (rows * exact).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(exact, axis=1)
             tell(f"extract, {name}, {precision}, {decoder}", images_s=float(done["images_per_second"]),
+                 of_bound=of_bound(float(done["images_per_second"]), name, precision, decoder),
                  seconds=float(done["seconds"]), whole_command_s=done["whole"], cores_busy=done["cores"],
                  gpu_percent=done["gpu"], cosine_mean=float(cosine.mean()), cosine_least=float(cosine.min()))
+
+
+def of_bound(images_s: float, name: str, precision: str, decoder: str) -> float | None:
+    """Return the share of what decoding and the network alone give; None where these were not measured."""
+    starts = "decode, nvJPEG" if decoder == "nvjpeg" else "decode and lay out", f"forward, {name}, {precision}"
+    bounds = [max((values["images_s"] for key, values in found.items() if key.startswith(start)), default=None)
+              for start in starts]
+    return None if None in bounds else images_s / min(bounds)
+
+
+def finetuning(folder: Path, place: Path, device: str) -> None:
+    """Training epochs of the tutorial's loop and ours."""
+    dataset, where = load_dataset(str(folder), cache_dir=place), torch.device(device)
+    few = np.linspace(0, len(dataset) - 1, min(TRAINED, len(dataset))).astype(int)
+    dataset = dataset.part(few)
+    for size in (4, 32):
+        loops = {"the tutorial's": tutorial(folder, len(few), size, min(4, available_cores()), where)}
+        for precision in ("float32", "bfloat16"):
+            loops[f"ours, {precision}"] = ours(dataset, size, precision, where)
+        in_turn({name: loop.run for name, loop in loops.items()}, EPOCHS)
+        usual = {name: statistics.median(row[0] for row in loop.rows[1:]) for name, loop in loops.items()}
+        for name, loop in loops.items():
+            tell(f"training, batches of {size}, {name}", first_epoch_s=loop.rows[0][0], later_epoch_s=usual[name],
+                 times=usual["the tutorial's"] / usual[name])
 
 
 def cores(folder: Path, place: Path) -> None:

@@ -34,6 +34,7 @@ from pipeline.engines.memory import kept_memory
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.finetuning import FinetuneSettings
 from pipeline.finetuning.batches import Decoder, grouped
+from pipeline.finetuning.device_batches import decoder_for
 from pipeline.finetuning.distributed import World
 from pipeline.finetuning.network import Classifier, choose_precision
 from pipeline.finetuning.trainer import Trainer
@@ -113,23 +114,30 @@ def tutorial(folder: Path, images: int, batch_size: int, workers: int, device: t
     return Loop(model, optimizer, epoch)
 
 
-def ours(dataset: Dataset, batch_size: int, precision: str, device: torch.device) -> Loop:
-    """Train with this project's loop."""
+def ours(
+    dataset: Dataset, batch_size: int, precision: str, device: torch.device
+) -> Loop:  # fmt: skip
+    """Train with this project's loop. Of a step that is replayed as a CUDA graph all the time is `between`."""
     backbone = resolve()
     settings = FinetuneSettings(batch_size=batch_size, precision=precision, epochs=1000, step_size=1000,
                                 device=str(device))
-    model = Classifier(backbone.network(), 1280, len(dataset.classes), backbone.transform)
-    model = model.to(memory_format=torch.channels_last).to(device)
-    decoder = Decoder(dataset, backbone.transform, memory=settings.image_memory)
     dtype = choose_precision(precision, device)
+    model = Classifier(backbone.network(), 1280, len(dataset.classes), backbone.transform).placed(device, dtype)
+    decoder = decoder_for(dataset, backbone.transform, settings, device)
     only_train = replace(dataset, splits=np.where(dataset.splits == "train", "train", "none"))
-    trainer = Trainer(model, only_train, decoder, settings, dtype, World(), lambda line: None)
+    trainer = Trainer(model, only_train, decoder, settings, dtype, World(), say_how)
 
     def epoch() -> None:
         with kept_memory(device.type == "cpu"):
             trainer._run_epoch(lambda images: None)
 
     return Loop(model, trainer.stepper.optimizer, epoch)
+
+
+def say_how(line: str) -> None:
+    """Print how steps are run, of what a trainer says."""
+    if line.startswith("steps "):
+        print(line, flush=True)
 
 
 @torch.inference_mode()

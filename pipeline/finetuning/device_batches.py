@@ -16,8 +16,18 @@ from ..data.decoding import decode_array
 from ..data.device_resize import Plan, Resizing, resized
 from ..data.preprocessing import MOST_PIXELS
 from .batches import Decoder
+from .settings import FinetuneSettings
 
 DEVICE_SHARE = 0.25  # of the device's free memory, for images
+
+
+def decoder_for(
+    dataset: Dataset, transform: Transform, settings: FinetuneSettings, device: torch.device
+) -> Decoder:  # fmt: skip
+    """Return what decodes and augments for a device, there where it can."""
+    words = dataset, transform, settings.workers, settings.image_memory
+    # what adds up the weights of resizing on a device is not among the operations that are always the same
+    return Decoder(*words) if device.type == "cpu" or settings.deterministic else DeviceDecoder(device, *words)
 
 
 @dataclass(frozen=True)

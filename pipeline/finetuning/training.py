@@ -26,7 +26,7 @@ from ..store import FeatureCache
 from .activations import Activations, CachedActivations
 from .batches import Decoder
 from .checkpoints import Checkpoints, record_of, restore, tensors_of
-from .device_batches import DeviceDecoder
+from .device_batches import decoder_for
 from .distributed import World, world
 from .interrupts import deferred
 from .network import Classifier, choose_precision, feature_length, find_blocks
@@ -158,10 +158,7 @@ def _decoder(
     activations: Activations | None,
 ) -> Decoder | CachedActivations:  # fmt: skip
     if activations is None:
-        words = dataset, backbone.transform, settings.workers, settings.image_memory
-        # what adds up the weights of resizing there is not among the operations that are always the same
-        own_way = device.type == "cpu" or settings.deterministic
-        return Decoder(*words) if own_way else DeviceDecoder(device, *words)
+        return decoder_for(dataset, backbone.transform, settings, device)
     return CachedActivations(FeatureCache.open(activations.path, spec=activations.spec), dataset, settings, device)
 
 

@@ -81,7 +81,7 @@ def test_training_on_them_learns_as_on_the_processors(dataset, monkeypatch):
     backbone = resolve("efficientnet_lite0")
     usual = train(dataset, backbone, settings)
     made = []
-    monkeypatch.setattr("pipeline.finetuning.training.Decoder",
+    monkeypatch.setattr("pipeline.finetuning.device_batches.Decoder",
                         lambda *words: made.append(DeviceDecoder(torch.device("cpu"), *words)) or made[-1])
     found = train(dataset, backbone, settings)
     assert made and made[0]._there
