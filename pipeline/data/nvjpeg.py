@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from .device_resize import Encoded
 
+# TorchCodec's decoder is torchvision's, moved there: which of them it was makes no other pixels
 RULE = "whole JPEG files of YCbCr by nvJPEG, through torchvision; all others by Pillow"
 _own = threading.local()
 
@@ -28,7 +30,7 @@ def require() -> None:
     Raises
     ------
     PipelineError
-        If there is no CUDA device, or torchvision was built without nvJPEG.
+        If there is no CUDA device, or torchvision was built without nvJPEG, and so was TorchCodec.
     """
     import torch
 
@@ -38,8 +40,8 @@ def require() -> None:
     try:
         _decoded(_sample(), "cuda")
     except RuntimeError as error:
-        raise PipelineError(f"torchvision cannot decode with nvJPEG here: {str(error).splitlines()[0]} "
-                            "Leave --decoder out.") from error
+        raise PipelineError("Neither TorchCodec nor torchvision decodes with nvJPEG here: "
+                            f"{str(error).splitlines()[0]} Leave --decoder out.") from error
 
 
 def decode(content: bytes, header: JpegImagePlugin.JpegImageFile, device: str = "cuda") -> Image.Image | None:
@@ -52,7 +54,7 @@ def decode(content: bytes, header: JpegImagePlugin.JpegImageFile, device: str = 
     header : JpegImageFile
         The same, opened by Pillow and not loaded.
     device : str
-        ``cuda``; on ``cpu`` torchvision decodes with libjpeg.
+        ``cuda``; on ``cpu`` libjpeg decodes.
 
     Raises
     ------
@@ -95,14 +97,9 @@ def decode_batch(files: Sequence[Encoded], device: torch.device) -> list[torch.T
         If any could not be decoded.
     """
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
 
-    data = [torch.frombuffer(bytearray(file.content), dtype=torch.uint8) for file in files]
     try:
-        if device.type == "cuda":
-            images = decode_jpeg(data, ImageReadMode.RGB, device=device)
-        else:
-            images = [decode_jpeg(each, ImageReadMode.RGB) for each in data]
+        images = _library(device.type)([file.content for file in files], device)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -126,15 +123,57 @@ def _is_ycbcr(header: JpegImagePlugin.JpegImageFile) -> bool:
 def _decoded(content: bytes, device: str) -> np.ndarray:
     """Return (H, W, 3) pixels; nothing else that the device does is waited for."""
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
 
-    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    decode_files = _library(torch.device(device).type)
     if device == "cpu":
-        return decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
+        return decode_files([content], device)[0].permute(1, 2, 0).contiguous().numpy()
     if not hasattr(_own, "stream"):
         _own.stream = torch.cuda.Stream()
     with torch.cuda.stream(_own.stream):
-        return decode_jpeg(data, ImageReadMode.RGB, device=device).permute(1, 2, 0).contiguous().cpu().numpy()
+        return decode_files([content], device)[0].permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+Library = Callable[[Sequence[bytes], Any], "list[torch.Tensor]"]
+
+
+@cache
+def _library(kind: str) -> Library:
+    """Return what decodes files, none of them turned, to (3, H, W) on a kind of device.
+
+    TorchCodec's decoder where it is installed and can, else torchvision's, which is deprecated since 0.29.
+    """
+    try:
+        _by_torchcodec([_sample()], kind)
+    except (ImportError, RuntimeError, OSError):
+        return _by_torchvision
+    return _by_torchcodec
+
+
+def _by_torchcodec(contents: Sequence[bytes], device: Any) -> list[torch.Tensor]:
+    from torchcodec.decoders import decode_jpeg
+
+    return list(decode_jpeg([_without_exif(content) for content in contents], mode="RGB", device=device))
+
+
+def _by_torchvision(contents: Sequence[bytes], device: Any) -> list[torch.Tensor]:
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    data = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    if torch.device(device).type == "cpu":
+        return [decode_jpeg(each, ImageReadMode.RGB) for each in data]
+    return decode_jpeg(data, ImageReadMode.RGB, device=device)
+
+
+def _without_exif(content: bytes) -> bytes:
+    """Return a JPEG file without what says how it is to be turned: TorchCodec would do that by itself."""
+    place, kept = 2, [content[:2]]
+    while content[place : place + 1] == b"\xff" and place + 4 <= len(content) and content[place + 1] != 0xDA:
+        end = place + 2 + max(2, int.from_bytes(content[place + 2 : place + 4]))
+        if content[place + 1] != 0xE1:
+            kept.append(content[place:end])
+        place = end
+    return b"".join((*kept, content[place:]))
 
 
 def _sample() -> bytes:

@@ -6,6 +6,8 @@ Where there is no GPU torchvision's decoder on the CPU stands in for nvJPEG: the
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -18,6 +20,7 @@ from pipeline.backbones import as_described, description, from_description, reso
 from pipeline.cli import main
 from pipeline.core.errors import PipelineError, UnknownNameError
 from pipeline.data import decode, nvjpeg
+from pipeline.data.device_resize import Encoded
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -26,6 +29,14 @@ def photo(mode: str = "RGB", kind: str = "JPEG", **settings) -> bytes:
     buffer = BytesIO()
     Image.fromarray(load_sample_images().images[0]).crop((0, 0, 301, 200)).convert(mode).save(buffer, kind, **settings)
     return buffer.getvalue()
+
+
+@pytest.fixture(params=["_by_torchcodec", "_by_torchvision"], autouse=True)
+def library(request, monkeypatch):
+    """Decode by either library."""
+    if request.param == "_by_torchcodec":
+        pytest.importorskip("torchcodec.decoders")
+    monkeypatch.setattr(nvjpeg, "_library", lambda kind: getattr(nvjpeg, request.param))
 
 
 class Counting:
@@ -110,3 +121,21 @@ def test_without_a_gpu_it_is_one_line_and_nothing_is_kept(tmp_path, capsys):
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-1].startswith("error: --decoder nvjpeg takes an NVIDIA GPU") and "Leave --decoder out" in told[-1]
     assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_torchcodec_is_taken_where_it_can_and_torchvision_else(monkeypatch, library):
+    monkeypatch.undo()
+    find = nvjpeg._library.__wrapped__
+    if importlib.util.find_spec("torchcodec"):
+        assert find("cpu") is nvjpeg._by_torchcodec
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    assert find("cpu") is nvjpeg._by_torchvision
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_batches_come_out_as_pillow_turns_them(orientation):
+    content = turned(orientation)
+    file = Encoded(content, orientation, None, lambda: None)
+    found = nvjpeg.decode_batch([file, file], torch.device("cpu"))
+    expected = np.asarray(decode(content)).astype(int)
+    assert all(np.abs(image.numpy().astype(int) - expected).mean() < 1 for image in found)
