@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from pipeline.stage_one import computer, decoding_processes
 from pipeline.stage_one.decoding_processes import DecodingProcesses
 from pipeline.stage_one.extraction import extract_features
 from pipeline.stage_one.reading import Reading
+from pipeline.store import CacheWriter
 
 pytestmark = pytest.mark.skipif(not decoding_processes.possible(), reason="no memory without a name here")
 ENGINE = TorchEngine.__init__
@@ -165,6 +167,23 @@ def test_a_file_that_changes_meanwhile_is_told_and_what_goes_stays_without_a_row
     with (closing(computer.LocalComputer(backbone, dataset, blocks, Running("cpu", "torch", 4, 2))) as local,
           pytest.raises(DataError, match=r"'09.png' changed while it was being extracted")):
         local.compute(commit, Bar())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=str)
+def test_ctrl_c_and_a_full_disk_end_them_too(folder, tmp_path, processes, monkeypatch, error):
+    commit, calls = CacheWriter.commit, []
+
+    def second(self, *words):
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return commit(self, *words)
+
+    monkeypatch.setattr(CacheWriter, "commit", second)
+    with pytest.raises((KeyboardInterrupt, OSError, PipelineError)):
+        extracted(folder, tmp_path, batch_size=4, workers=2)
+    assert all(process.poll() is not None for process in processes[0].were)
+    assert len(extracted(folder, tmp_path, batch_size=4, workers=2)[0]) == 23
 
 
 SCRIPT = """
