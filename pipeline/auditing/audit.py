@@ -72,7 +72,8 @@ def audit(
     progress = shown(progress)
 
     with CacheChoice(data, backbone, features, views, cache_dir, dataset_name).opened(progress) as cache:
-        found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed)
+        found = audit_cache(cache, threshold=NEAR if threshold is None else threshold, seed=seed,
+                            progress=progress)
         folder = Path(sheets) if sheets else Path(runs_dir) / f"audit-{found.dataset}"
         chosen = list_runs(Path(runs_dir)) if runs is None else [Run.open(name, Path(runs_dir)) for name in runs]
         if runs is None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import PipelineError
+from ..core.progress import Progress, silent
 from ..store import FeatureCache
 from .label_errors import label_errors, out_of_fold
-from .similar import NEAR, groups_of, neighbour_distances, outlying
+from .similar import NEAR, Likeness, outlying
 
 EVALUATED = ("val", "test")
 IMBALANCE = 3.0  # largest class over smallest from which it is worth a word
@@ -104,7 +105,9 @@ class Audit:
         }  # fmt: skip
 
 
-def audit_cache(cache: FeatureCache, *, threshold: float = NEAR, seed: int = 0) -> Audit:
+def audit_cache(
+    cache: FeatureCache, *, threshold: float = NEAR, seed: int = 0, progress: Progress = silent
+) -> Audit:  # fmt: skip
     """Look for what makes a score untrustworthy, on cached features alone.
 
     Parameters
@@ -114,6 +117,7 @@ def audit_cache(cache: FeatureCache, *, threshold: float = NEAR, seed: int = 0) 
         Cosine from which two images count as nearly the same.
     seed : int
         Of the folds behind the out-of-fold probabilities.
+    progress : Progress
 
     Raises
     ------
@@ -124,13 +128,13 @@ def audit_cache(cache: FeatureCache, *, threshold: float = NEAR, seed: int = 0) 
         raise PipelineError(f"The similarity of near-duplicates is a cosine above 0 and up to 1, not {threshold}.")
     rows = cache.read_rows(view=0)
     notes: list[str] = []
-    groups = _groups(cache, rows, threshold)
-    distances = neighbour_distances(rows)
+    likeness = Likeness(rows, cache.digests, threshold, progress=progress)
+    groups, distances = _groups(cache, likeness), likeness.distances()
     far, usual = outlying(distances)
     return Audit(
         dataset=cache.meta["dataset"], images=len(cache), features=rows.shape[1], threshold=threshold,
         paths=cache.paths, groups=groups, leaked=_leaked(groups, cache.splits),
-        label_errors=_label_errors(cache, rows, groups, seed, notes),
+        label_errors=_label_errors(cache, rows, groups, seed, notes, progress),
         outliers=[(int(row), float(distances[row]), usual) for row in far],
         class_counts=(counts := _class_counts(cache)), imbalance=_imbalance(counts),
         dead=int((rows == 0).all(axis=0).sum()), constant=int((rows == rows[:1]).all(axis=0).sum()),
@@ -138,9 +142,9 @@ def audit_cache(cache: FeatureCache, *, threshold: float = NEAR, seed: int = 0) 
     )  # fmt: skip
 
 
-def _groups(cache: FeatureCache, rows: np.ndarray, threshold: float) -> list[Group]:
+def _groups(cache: FeatureCache, likeness: Likeness) -> list[Group]:
     found = []
-    for members, exact, similarity in groups_of(rows, cache.digests, threshold):
+    for members, exact, similarity in likeness.groups():
         names = {cache.classes[label] for label in cache.labels[members].tolist() if label >= 0}
         splits = tuple(sorted(set(cache.splits[members].tolist())))
         found.append(Group(tuple(members.tolist()), exact, similarity, splits, tuple(sorted(names))))
@@ -159,13 +163,14 @@ def _leaked(groups: list[Group], splits: np.ndarray) -> np.ndarray:
 
 
 def _label_errors(
-    cache: FeatureCache, rows: np.ndarray, groups: list[Group], seed: int, notes: list[str]
+    cache: FeatureCache, rows: np.ndarray, groups: list[Group], seed: int, notes: list[str], progress: Progress
 ) -> list[tuple[int, str, float, float]]:
     labelled = np.flatnonzero(cache.labels >= 0)
     together = np.arange(len(rows))
     for group in groups:
         together[list(group.rows)] = group.rows[0]
-    found = out_of_fold(rows[labelled], cache.labels[labelled], together[labelled], len(cache.classes), seed)
+    found = out_of_fold(rows[labelled], cache.labels[labelled], together[labelled], len(cache.classes), seed,
+                        progress)
     if found is None:
         notes.append("Labels are not checked: that takes two classes of two images each, at least.")
         return []

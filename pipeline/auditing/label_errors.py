@@ -6,11 +6,14 @@ import warnings
 
 import numpy as np
 
+from ..core.progress import Progress, silent
+
 FOLDS = 5
 
 
 def out_of_fold(
-    rows: np.ndarray, labels: np.ndarray, together: np.ndarray, n_classes: int, seed: int = 0
+    rows: np.ndarray, labels: np.ndarray, together: np.ndarray, n_classes: int, seed: int = 0,
+    progress: Progress = silent,
 ) -> np.ndarray | None:
     """Return what logistic regression says of each image that it was not trained on.
 
@@ -24,6 +27,7 @@ def out_of_fold(
         K.
     seed : int
         Of the folds.
+    progress : Progress
 
     Returns
     -------
@@ -42,11 +46,13 @@ def out_of_fold(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of small classes, which the line above allows for
         splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, together))
-    for train, held_out in splits:
-        if len(np.unique(labels[train])) < 2:
-            return None
-        found[held_out] = probabilities(make_head("logistic").fit(rows[train], labels[train]), rows[held_out],
-                                        n_classes)  # fmt: skip
+    with progress(total=len(splits), desc="Checking labels", unit="fold") as bar:
+        for train, held_out in splits:
+            if len(np.unique(labels[train])) < 2:
+                return None
+            head = make_head("logistic").fit(rows[train], labels[train])
+            found[held_out] = probabilities(head, rows[held_out], n_classes)
+            bar.update()
     return found
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import pipeline
 from pipeline.auditing import audit_cache
 from pipeline.auditing.label_errors import label_errors
-from pipeline.auditing.similar import groups_of, near_pairs, neighbour_distances, outlying, unit
+from pipeline.auditing.similar import Likeness, nearest, outlying, unit
 from pipeline.cli import main
 from pipeline.heads import load_head, probabilities
 
@@ -31,7 +31,7 @@ def test_copies_and_near_duplicates_are_grouped_and_others_are_not():
     numbers = list(range(40))
     numbers[7] = 3
     found = {tuple(members.tolist()): (exact, similarity)
-             for members, exact, similarity in groups_of(rows, digests(*numbers), 0.9)}
+             for members, exact, similarity in Likeness(rows, digests(*numbers)).groups()}
     assert set(found) == {(3, 7), (11, 20)}
     assert found[3, 7] == (True, 1.0)
     exact, similarity = found[11, 20]
@@ -42,24 +42,47 @@ def test_a_weak_copy_is_found_because_nothing_else_is_as_near():
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(60, 256)).astype(np.float32)
     rows[20] = rows[11] + rng.normal(size=256) * 0.9
-    (members, exact, similarity), = groups_of(rows, digests(*range(60)), 0.9)
+    (members, exact, similarity), = Likeness(rows, digests(*range(60))).groups()
     assert members.tolist() == [11, 20] and not exact and 0.5 < similarity < 0.9
 
 
-def test_pairs_are_those_of_the_whole_matrix_across_blocks(monkeypatch):
+@pytest.mark.parametrize(("count", "rows"), [(3, 50), (10, 50), (4, 3), (2, 1)])
+def test_neighbours_and_pairs_are_those_of_the_whole_matrix_across_blocks(monkeypatch, count, rows):
     monkeypatch.setattr("pipeline.auditing.similar.BLOCK", 7)
-    directions = unit(np.random.default_rng(2).normal(size=(50, 4)).astype(np.float32))
-    left, right, cosine = near_pairs(directions, 0.7)
-    whole = np.triu(directions @ directions.T, 1)
-    assert set(zip(left, right, strict=True)) == set(zip(*np.nonzero(whole >= 0.7), strict=True))
+    monkeypatch.setattr("pipeline.auditing.similar.TILE", 5)
+    directions = unit(np.random.default_rng(2).normal(size=(rows, 4)).astype(np.float32))
+    found = nearest(directions, count, 0.7)
+    whole = directions @ directions.T
+    left, right, cosine = found.near
+    assert set(zip(left, right, strict=True)) == set(zip(*np.nonzero(np.triu(whole, 1) >= 0.7), strict=True))
     assert cosine == pytest.approx(whole[left, right], abs=1e-6)
+    np.fill_diagonal(whole, -2)
+    order = np.argsort(-whole, axis=1, kind="stable")[:, :count]
+    there = min(count, rows - 1)
+    np.testing.assert_array_equal(found.which[:, :there], order[:, :there])
+    np.testing.assert_allclose(found.cosines[:, :there], np.take_along_axis(whole, order[:, :there], 1), atol=1e-6)
+    assert (found.which[:, there:] == -1).all() and (found.cosines[:, there:] == -2).all()
+
+
+@pytest.mark.parametrize("neighbours", [1, 3, 10, 100])
+def test_distances_count_copies_as_neighbours_at_no_distance(neighbours):
+    rng = np.random.default_rng(5)
+    own = rng.normal(size=(12, 16)).astype(np.float32)
+    content = np.concatenate([np.arange(12), [3, 3, 3, 8], np.full(9, 11)])
+    directions = unit(own[content])
+    whole = directions @ directions.T
+    np.fill_diagonal(whole, -2)
+    k = min(neighbours, len(content) - 1)
+    expected = 1 - np.sort(whole, axis=1)[:, -k:].mean(axis=1)
+    found = Likeness(own[content], digests(*content), neighbours=neighbours).distances()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_an_image_like_no_other_is_an_outlier():
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(200, 32)) + np.repeat(np.eye(2), 100, axis=0) @ rng.normal(size=(2, 32)) * 6
     rows[42] = rng.normal(size=32) * 20
-    far, usual = outlying(neighbour_distances(rows))
+    far, usual = outlying(Likeness(rows, digests(*range(200))).distances())
     assert far.tolist() == [42] and 0 < usual < 0.5
 
 
