@@ -33,6 +33,7 @@ TOLERANCE = {np.dtype(np.float32): 2e-8, np.dtype(np.float64): 1e-10}
 ROUNDING = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-14}  # of the objective
 MEMORY = 20  # pairs of steps that L-BFGS keeps
 # OpenBLAS multiplies what takes fewer steps than these without copying it first: in half the time, for 10 classes
+MANY = 100  # classes, from which on each makes a walk over the rows longer
 FEW_STEPS, LEAST_ROWS = 1_000_000, 64
 
 State = tuple[np.ndarray, np.ndarray]
@@ -309,11 +310,12 @@ class LinearProblem:
         return loss, inner, steepness
 
     def _inner(self, centered: np.ndarray) -> np.ndarray:
-        """Return the rows to compute with: in their own span where that is smaller; in float64 if they are few."""
+        """Return the rows to compute with: in their own span where that is smaller; in float64 if that is little work."""
         if len(centered) < centered.shape[1]:
             self.basis, triangle = np.linalg.qr(centered.T)
             centered = np.ascontiguousarray(triangle.T)
-        return centered.astype(np.float64) if centered.size <= SMALL else centered
+        little = centered.size * max(1.0, self.n_classes / MANY) <= SMALL
+        return centered.astype(np.float64) if little else centered
 
     def bend(self, W: np.ndarray, free: np.ndarray) -> float:
         """Return the mean second derivative of the loss at inner coefficients and intercepts."""

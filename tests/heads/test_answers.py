@@ -15,10 +15,11 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.svm import SVC, LinearSVC
 
 from pipeline.core.errors import HeadError
-from pipeline.heads import make_head
+from pipeline.heads import make_head, solver
 from pipeline.heads.ridge import RidgeProblem, indicators
 from pipeline.heads.scaling import fit_scaler
 from pipeline.heads.scores import softmax
+from pipeline.heads.solver import LinearProblem
 
 
 def digits(classes=10, rows=500):
@@ -319,3 +320,18 @@ def test_learning_rate_that_is_too_high_is_said_to_be():
 def test_settings_that_cannot_be_are_refused(name, settings, message):
     with pytest.raises(HeadError, match=message):
         make_head(name, **settings).fit(*digits(3, 60))
+
+
+def test_many_classes_are_solved_in_single_precision_to_the_optimum_of_double(monkeypatch):
+    """Each class makes a walk over the rows longer, and then precision costs what it is not worth."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(120), 4)
+    X = (rng.normal(size=(120, 24))[y] + rng.normal(size=(480, 24))).astype(np.float32)
+    monkeypatch.setattr(solver, "SMALL", X.size)
+    single, double = LinearProblem(X, y, np.ones(480), 120), LinearProblem(X, y, np.ones(480), 100)
+    assert (single.dtype, double.dtype) == (np.float32, np.float64)
+    found = make_head("logistic", C=1.0).fit(X, y)
+    monkeypatch.setattr(solver, "SMALL", 10**9)
+    exact = make_head("logistic", C=1.0).fit(X, y)
+    assert found.converged_ and exact.converged_
+    np.testing.assert_allclose(found.predict_proba(X), exact.predict_proba(X), atol=2e-3)
