@@ -131,6 +131,7 @@ AUGMENTATIONS["tutorial"] = CropAndFlip
 AUGMENTATIONS["cifar"] = Flips
 AUGMENTATIONS["trivial-augment"] = lambda transform: CropAndFlip(transform, then="TrivialAugmentWide")
 AUGMENTATIONS["rand-augment"] = lambda transform: CropAndFlip(transform, then="RandAugment")
+OURS = frozenset(AUGMENTATIONS)  # which every process knows
 
 
 def crop_box(

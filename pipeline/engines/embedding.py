@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -207,7 +207,13 @@ class Embedder:
         pixels, size = np.concatenate(views), self.batch_size
         return [self.engine(pixels[start : start + size]) for start in range(0, len(pixels), size)]
 
-    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job], ahead: int = 2) -> Iterator[Result]:
+    def stopped(self) -> bool:
+        """Tell whether the work is being given up."""
+        return self._stop.is_set()
+
+    def map(
+        self, function: Callable[[Job], Result], jobs: Iterable[Job], ahead: int = 2
+    ) -> Generator[Result, None, None]:  # fmt: skip
         """Apply `function` to each job on the workers; results come in the order of the jobs.
 
         Only `ahead` jobs a worker are ahead of the consumer at any time. When one fails, or the consumer stops, the

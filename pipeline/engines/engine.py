@@ -173,7 +173,8 @@ class Replicas:
         self._mine = threading.local()
         self.notes: list[str] = []
         for engine in self.engines:
-            engine.notes = self.notes
+            self.notes += engine.notes
+            engine.notes = engine._fitting.notes = self.notes
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Compute features on the accelerator of the calling thread."""

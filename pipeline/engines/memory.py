@@ -32,6 +32,7 @@ class FittingBatches:
 
     Attributes
     ----------
+    notes : list of str
     most : int or None
         Images that are tried at once; None until memory has run out.
     """
@@ -39,7 +40,7 @@ class FittingBatches:
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], notes: list[str]):
         self.run = run
         self.most: int | None = None
-        self._notes = notes
+        self.notes = notes
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Apply the function to the whole batch, in halves of halves where need be.
@@ -72,7 +73,7 @@ class FittingBatches:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.most = min(self.most or size, size // 2)
-        self._notes[:] = [f"The accelerator's memory was too small for a batch of {size}; went on with {self.most}."]
+        self.notes[:] = [f"The accelerator's memory was too small for a batch of {size}; went on with {self.most}."]
         return self.most
 
 

@@ -17,6 +17,7 @@ from ..data import nvjpeg
 from ..data.device_resize import Ready, resized
 from ..data.preprocessing import MOST_PIXELS
 from ..data.staging import Room, Staged, stage
+from .cuda_graphs import Work, record
 from .memory import CPU_BATCH, CUDA_BATCH, USUAL_BATCH, FittingBatches, filled, keep_freed_memory
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class TorchEngine:
         self._transform, self._crop = backbone.transform, backbone.transform.crop
         self.resizes = owned
         self._staging = threading.local()  # each decoding thread's own
-        self._graph: tuple[int, torch.Tensor, torch.cuda.CUDAGraph, torch.Tensor] | None = None
+        self._graph: tuple[int, torch.Tensor, Work, torch.Tensor] | None = None
         usual = {"cuda": CUDA_BATCH, "cpu": CPU_BATCH}.get(self.device.type, USUAL_BATCH)
         self.batch_size, self._asked = batch_size or usual, batch_size is not None
         with one_thread():
@@ -118,23 +119,21 @@ class TorchEngine:
         """
         import torch
 
-        with torch.inference_mode():
-            pixels = torch.zeros((size, *self._crop, 3), dtype=torch.uint8, device=self.device)
-            graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
-            aside.wait_stream(torch.cuda.current_stream(self.device))
-            try:
-                with torch.cuda.stream(aside):
-                    self.network(pixels)  # what a stream sets up when it is first used is not to be recorded
-                torch.cuda.current_stream(self.device).wait_stream(aside)
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    rows = self.network(pixels)
-            except RuntimeError as error:  # a network may do what cannot be recorded
-                torch.cuda.synchronize(self.device)
-                self._graph = None
-                self.notes.append(f"The network cannot be replayed as a CUDA graph ({str(error).splitlines()[0]}): its "
-                                  "operations are started one by one, which is slower.")
-                return
-        self._graph = size, pixels, graph, rows
+        pixels = torch.zeros((size, *self._crop, 3), dtype=torch.uint8, device=self.device)
+        rows: list[torch.Tensor] = []
+
+        def work() -> None:
+            rows[:] = [self.network(pixels)]
+
+        self._graph = None
+        try:
+            with torch.inference_mode():
+                replay = record(work, self.device)
+        except RuntimeError as error:  # a network may do what cannot be recorded
+            self.notes.append(f"The network cannot be replayed as a CUDA graph ({one_line(error)}): its operations are "
+                              "started one by one, which is slower.")
+            return
+        self._graph = size, pixels, replay, rows[0]
 
     def _batch(self, size: int) -> torch.Tensor:
         """Return the pixels of a batch on the device, to be filled and given to `_computed`."""
@@ -147,7 +146,7 @@ class TorchEngine:
     def _computed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the rows of what `_batch` returned; the next call may overwrite them."""
         if self._graph and pixels is self._graph[1]:
-            self._graph[2].replay()
+            self._graph[2]()
             return self._graph[3]
         return self.network(pixels)
 
@@ -221,6 +220,7 @@ class TorchEngine:
         except torch.OutOfMemoryError:
             pass  # only outside of `except` is what the failed attempt held free again
         if self.batch_size == size:  # or another thread has halved it meanwhile
+            self._graph = None  # of a size that does not come again
             self.batch_size = self._fitting.halve(size)
         return self.staged(batch)
 
@@ -252,11 +252,12 @@ class TorchEngine:
 
         if self.device.type != "cuda":
             return
-        runtime, place = torch.cuda.cudart(), memory.ctypes.data
-        done = runtime.cudaHostRegister(place, memory.nbytes, 1) if lock else runtime.cudaHostUnregister(place)
-        if done != runtime.cudaError.success:
-            with suppress(RuntimeError):  # the refusal is told once more, to whatever comes next
-                torch.zeros(1, device=self.device)
+        with torch.cuda.device(self.device):
+            runtime, place = torch.cuda.cudart(), memory.ctypes.data
+            done = runtime.cudaHostRegister(place, memory.nbytes, 1) if lock else runtime.cudaHostUnregister(place)
+            if done != runtime.cudaError.success:
+                with suppress(RuntimeError):  # the refusal is told once more, to whatever comes next
+                    torch.zeros(1, device=self.device)
 
     def _launch(self, staged: Staged, size: int) -> Callable[[], np.ndarray]:
         """Have the device resize and compute; return what waits for the rows, while the next batch can be launched."""

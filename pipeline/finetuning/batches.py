@@ -101,7 +101,14 @@ class Decoder:
         plain = augmentation == "none"
 
         def view(place: int, index: int) -> Any:
-            return self._view(index, augment, plain, np.random.default_rng((*seed, place)))
+            """Return an image's view; None for one that cannot be read."""
+            if index in self.failures:
+                return None
+            try:
+                return self._view(index, augment, plain, np.random.default_rng((*seed, place)))
+            except UnreadableImageError as error:
+                self.failures[index] = str(error)
+                return None
 
         waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
         remaining = iter(groups[first:])
@@ -127,9 +134,9 @@ class Decoder:
                     job.cancel()
 
     def _view(self, index: int, augment: Augmentation, plain: bool, rng: np.random.Generator) -> Any:
-        """Return an image's view, in a worker; None for one that cannot be read."""
+        """Return an image's view, in a worker."""
         source = self._source(index, plain)
-        return source if source is None or plain else augment(source, rng)
+        return source if plain else augment(source, rng)
 
     def _together(self, indices: np.ndarray, views: list[Any], plain: bool) -> torch.Tensor:
         """Return (n, H, W, 3) uint8 of what `_view` returned."""
@@ -139,16 +146,10 @@ class Decoder:
         return torch.from_numpy(pixels)
 
     def _source(self, index: int, plain: bool) -> Any:
-        """Return the decoded image, or its plain view; None for one that cannot be read."""
-        if index in self.failures:
-            return None
+        """Return the decoded image, or its plain view."""
         if (kept := self._kept.get((index, plain))) is not None:
             return kept
-        try:
-            source, size = self._decoded(index, plain)
-        except UnreadableImageError as error:
-            self.failures[index] = str(error)
-            return None
+        source, size = self._decoded(index, plain)
         with self._lock:
             if size <= self._room and (index, plain) not in self._kept:
                 self._room -= size

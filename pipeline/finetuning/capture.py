@@ -15,31 +15,15 @@ import torch
 from torch import nn
 
 from ..core.errors import one_line
+from ..engines.cuda_graphs import Work
 
 MOST_IMAGES = 64  # a step; with more the device has enough to do, and a recording would only take memory
 WARM = 3  # runs before recording, in which libraries set up what must not be recorded
 APART = 0.02  # of their length, how far gradients may be apart: the order of sums is not always the same
 PROOFS = 2
 
-Work = Callable[[], None]
 Recorder = Callable[[Work], Work]
-
-
-def cuda_recorder(device: torch.device) -> Recorder:
-    """Return what records the kernels that some work launches, and returns what launches them again."""
-
-    def record(work: Work) -> Work:
-        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(WARM):
-                work()
-        torch.cuda.current_stream(device).wait_stream(aside)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
-
-    return record
+"""From some work to what does it again, see `pipeline.engines.cuda_graphs.record`."""
 
 
 class Recording:
@@ -52,8 +36,7 @@ class Recording:
         Given the inputs, computes gradients anew and returns tensors of results.
     inputs : tuple of tensors
         Of the kind and shape that all calls will have.
-    record : callable
-        See `cuda_recorder`.
+    record : Recorder
 
     Attributes
     ----------
@@ -84,33 +67,37 @@ class Recording:
 
 
 class Recordings:
-    """Records steps that come again, proves them, and replays them from then on.
+    """Records steps of full batches, proves the recording, and replays it from then on.
+
+    There is one recording at a time: what is made of other operations, or of fewer images, comes seldom.
 
     Parameters
     ----------
     model : nn.Module
-    record : callable, optional
-        See `cuda_recorder`; without it every step is run as usual.
+    full : int
+        Images of a full batch.
+    record : Recorder, optional
+        Without it every step is run as usual.
     log : callable
         Takes a line for the user.
     """
 
-    def __init__(self, model: nn.Module, record: Recorder | None, log: Callable[[str], object]):
-        self._model, self._record, self._log = model, record, log
-        self._met: dict[Any, Recording | None] = {}
+    def __init__(self, model: nn.Module, full: int, record: Recorder | None, log: Callable[[str], object]):
+        self._model, self._full, self._record, self._log = model, full, record, log
+        self._key: Any = None
+        self._recording: Recording | None = None
         self._told = False
 
     @property
     def held(self) -> bool:
-        """Whether there is any, which takes memory."""
-        return any(self._met.values())
+        """Whether there is one, which takes memory."""
+        return self._recording is not None
 
     def stop(self, why: str = "") -> None:
         """Run every step as usual from now on, and free what was recorded."""
         if why and self._record:
             self._log(f"steps are launched one operation at a time, not as a CUDA graph: {why}")
-        self._record = None
-        self._met.clear()
+        self._record = self._recording = None
 
     def run(self, key: Any, seed: int, work: Callable[..., tuple[torch.Tensor, ...]], inputs: tuple[torch.Tensor, ...]
             ) -> tuple[torch.Tensor, ...]:  # fmt: skip
@@ -125,13 +112,13 @@ class Recordings:
         work, inputs
             See `Recording`.
         """
+        if self._record is None or len(inputs[0]) != self._full:
+            return work(*inputs)
         key = (key, *((each.shape, each.dtype, each.stride()) for each in inputs))
-        if self._record is None or len(inputs[0]) > MOST_IMAGES:
+        if key != self._key:
+            self._key, self._recording = key, None  # what comes once is not worth recording
             return work(*inputs)
-        if key not in self._met:
-            self._met[key] = None  # what comes once, such as the last step, is not worth recording
-            return work(*inputs)
-        recording = self._met[key]
+        recording = self._recording
         if recording is not None and recording.proofs == PROOFS:
             return recording(*inputs)
         with _kept_buffers(self._model) as (before, after):
@@ -141,7 +128,7 @@ class Recordings:
             try:
                 before()
                 if recording is None:
-                    recording = self._met[key] = Recording(self._model, work, inputs, self._record)
+                    recording = self._recording = Recording(self._model, work, inputs, self._record)
                     before()
                 torch.manual_seed(seed)
                 found = recording(*inputs)

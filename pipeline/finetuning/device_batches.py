@@ -73,8 +73,8 @@ class DeviceDecoder(Decoder):
         if plain and (index, True) in self._there:
             return self._there[index, True]
         image: Any = self._there.get((index, False))
-        if image is None and (image := self._source(index, False)) is None:
-            return None
+        if image is None:
+            image = self._source(index, False)
         height, width = image.shape[:2]
         if height * width <= MOST_PIXELS and (resizing := augment.resizing(height, width, rng)) is not None:
             return _Part(image, resizing)
@@ -88,9 +88,9 @@ class DeviceDecoder(Decoder):
         """Return (n, H, W, 3) uint8 on the device."""
         crop = self.transform.crop
         pixels = torch.empty((len(views), *crop, 3), dtype=torch.uint8, device=self._device)
-        parts = [place for place, view in enumerate(views) if isinstance(view, _Part)]
-        if parts:
-            keep = self._sent if plain else self._kept_there
+        keep = self._sent if plain else self._kept_there
+        for parts in _side_by_side({place: view.image.shape for place, view in enumerate(views)
+                                    if isinstance(view, _Part)}):  # fmt: skip
             images = [keep(int(indices[place]), False, views[place].image) for place in parts]
             plan = Plan.of([views[place].resizing for place in parts], crop, self.transform.interpolation)
             made = resized(images, plan, self.transform.fill)
@@ -118,3 +118,17 @@ class DeviceDecoder(Decoder):
                 if (kept := self._kept.pop((index, False), None)) is not None:
                     self._room += kept.nbytes
         return there
+
+
+def _side_by_side(shapes: dict[int, tuple[int, ...]]) -> list[list[int]]:
+    """Divide places, with the shapes of their images, so that each part's padded array is no larger than images of
+    `MOST_PIXELS` each: a wide one beside a tall one would take any amount."""
+    parts: list[list[int]] = []
+    height = width = 0
+    for place, (own_height, own_width, _) in shapes.items():
+        height, width = max(height, own_height), max(width, own_width)
+        if not parts or (len(parts[-1]) + 1) * height * width > len(shapes) * MOST_PIXELS:
+            parts.append([])
+            height, width = own_height, own_width
+        parts[-1].append(place)
+    return parts

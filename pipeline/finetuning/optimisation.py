@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from math import cos, pi
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 
 from ..core.errors import PipelineError
+from ..engines.cuda_graphs import record
 from .batches import Batch
-from .capture import MOST_IMAGES, Recordings, cuda_recorder
+from .capture import MOST_IMAGES, WARM, Recordings
 from .convolutions import quick_convolutions
 from .distributed import World
 from .network import Classifier, autocast
@@ -206,7 +208,8 @@ class Stepper:
         self.sums = torch.zeros(4, device=self.device)
         self._unseen: list[tuple[Place, float, torch.Tensor]] = []
         self.learning: Any = None
-        self.recordings = Recordings(model, cuda_recorder(self.device) if self.device.type == "cuda" else None, log)
+        recorder = partial(record, device=self.device, warm=WARM) if self.device.type == "cuda" else None
+        self.recordings = Recordings(model, settings.batch_size, recorder, log)
         if reason := self._not_recorded():
             self.recordings.stop(reason)
 
@@ -314,12 +317,12 @@ class Stepper:
 
     def _use_more_parts(self, error: RuntimeError | MemoryError, images: int) -> None:
         """After running out of memory, compute batches in twice as many parts: less at once, the same step."""
-        if self.recordings.held:
-            self.recordings.stop(f"memory on {self.device} is short")
-            return
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and not any(words in str(error) for words in NO_MEMORY):
             raise error
+        if self.recordings.held:
+            self.recordings.stop(f"memory on {self.device} is short")
+            return
         if self.parts >= images or self.world.size > 1:
             count = math.ceil(images / self.parts)
             raise PipelineError(f"Out of memory on {self.device} with {count} images at once ({error}). Use a smaller "

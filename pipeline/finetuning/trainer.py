@@ -163,7 +163,7 @@ class Trainer:
         training = self.seconds - sum(past["seconds"] for past in self.history)
         if len(self.val_indices):
             with self._averaged():
-                line["val_loss"], line["val_accuracy"] = self.validate()
+                line["val_loss"], line["val_accuracy"] = self._validated()
                 self._keep_best(line)
         self._clock(begin)
         line["seconds"] = self.seconds - sum(past["seconds"] for past in self.history)
@@ -178,6 +178,19 @@ class Trainer:
         eligible = line["epoch"] or not self.strategy.interpolate
         if self.selects and eligible and line["val_accuracy"] > max(before, default=-1.0):
             self.best_epoch, self.best = line["epoch"], self.copied()
+
+    def _validated(self) -> tuple[float, float]:
+        """Validate; where recorded steps leave too little memory for it, without them."""
+        try:
+            return self.validate()
+        except torch.OutOfMemoryError:
+            if not self.stepper.recordings.held:
+                raise
+        # only outside of `except` is what the failed attempt held free again
+        self.stepper.recordings.stop(f"memory on {self.device} is short")
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()
+        return self.validate()
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:

@@ -310,7 +310,7 @@ class LinearProblem:
         return loss, inner, steepness
 
     def _inner(self, centered: np.ndarray) -> np.ndarray:
-        """Return the rows to compute with: in their own span where that is smaller; in float64 if that is little work."""
+        """Return the rows to compute with: in their own span if that is smaller; few and of few classes in float64."""
         if len(centered) < centered.shape[1]:
             self.basis, triangle = np.linalg.qr(centered.T)
             centered = np.ascontiguousarray(triangle.T)

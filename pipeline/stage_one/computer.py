@@ -22,6 +22,7 @@ from ..backbones import Backbone, as_asked, description
 from ..core.cluster import Cluster, address, connected, require_same, versions
 from ..core.errors import ClusterError, PipelineError
 from ..data import Dataset, UnreadableImageError
+from ..data.augmentation import OURS
 from ..engines import Embedder, Running
 from ..engines.embedding import Indices, Prefetcher, available_cores
 from ..engines.engine import accelerated
@@ -112,10 +113,14 @@ class LocalComputer:
         self._backbone, self._dataset, self._blocks = backbone, dataset, blocks
         self._reading = Reading(dataset, backbone.preprocessing)
         many = (sample_of or sum(map(len, blocks))) >= MANY * threads > 0
-        wanted = many and accelerated(running.device, running.engine) and backbone.decoder == "pillow"
-        self._processes: DecodingProcesses | None = None
+        known = backbone.views.count == 1 or backbone.views.augmentation in OURS  # to another process, too
+        wanted = many and known and accelerated(running.device, running.engine) and backbone.decoder == "pillow"
+        self._processes, why = None, "that takes Linux"
         if wanted and decoding_processes.possible():
-            self._processes = DecodingProcesses(backbone.preprocessing, threads, running.batch_size or CUDA_BATCH)
+            try:
+                self._processes = DecodingProcesses(backbone.preprocessing, threads, running.batch_size or CUDA_BATCH)
+            except OSError as error:
+                why = error.strerror or str(error)
         ahead = 0 if self._processes or sample_of else max(threads - 1, 0)
         self._pixels = Prefetcher(self._reading, map(int, chain.from_iterable(blocks)), ahead)
         try:
@@ -131,7 +136,7 @@ class LocalComputer:
                 self._embedder.workers = len(self._processes.slots)
                 self._processes.locked_by(engine.lock_pages)  # type: ignore[attr-defined]
             elif wanted and self._reading.for_device:
-                self.notes.append("Images are decoded on threads, which wait for each other: processes take Linux.")
+                self.notes.append(f"Images are decoded on threads, which wait for each other, not in processes: {why}.")
         except BaseException:
             self.close()
             raise
@@ -153,7 +158,7 @@ class LocalComputer:
 
         def work(batch: Indices) -> tuple[np.ndarray, Mapping[int, str], set[int]]:
             if self._processes:
-                with self._processes.decoded(self._dataset.part(np.asarray(batch))) as found:
+                with self._processes.decoded(self._dataset.part(np.asarray(batch)), self._embedder.stopped) as found:
                     rows = self._embedder.embed_staged(found.staged, views)
                     bar.update(len(batch))
                     return self._backbone.stored(rows), _named_by(batch, found.failures), {
@@ -164,15 +169,14 @@ class LocalComputer:
         # the workers share each block: few are open at a time, all cores stay busy to the end, and none of them waits
         # until the disk confirms a block; two blocks a worker may be ahead of an image that is slow to come
         ahead = 2 * len(self._embedder.batches(blocks[0], views))
-        results = self._embedder.map(work, chain.from_iterable(divided()), ahead)
-        for number, batches in enumerate(divided()):
-            parts = list(islice(results, len(batches)))
-            rows = np.concatenate([part for part, *_ in parts])
-            failures = {index: reason for _, failed, _ in parts for index, reason in failed.items()}
-            commit(number, rows, failures, set().union(*(passing for *_, passing in parts)))
-            computed += len(rows)
+        with closing(self._embedder.map(work, chain.from_iterable(divided()), ahead)) as results:
+            for number, batches in enumerate(divided()):
+                parts = list(islice(results, len(batches)))
+                rows = np.concatenate([part for part, *_ in parts])
+                failures = {index: reason for _, failed, _ in parts for index, reason in failed.items()}
+                commit(number, rows, failures, set().union(*(passing for *_, passing in parts)))
+                computed += len(rows)
         return computed
-
 
     @property
     def embedder(self) -> Embedder:
@@ -199,7 +203,7 @@ class LocalComputer:
         def decode(batch: Indices) -> int:
             """Return how many bytes there are for the device."""
             if self._processes:
-                with self._processes.decoded(self._dataset.part(np.asarray(batch))) as found:
+                with self._processes.decoded(self._dataset.part(np.asarray(batch)), embedder.stopped) as found:
                     return found.staged.nbytes
             size = 0
             for index in map(int, batch):

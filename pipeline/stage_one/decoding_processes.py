@@ -33,6 +33,7 @@ from ..core.machine import available_memory
 from ..data import Dataset, UnreadableImageError
 from ..data.preprocessing import MOST_PIXELS, Preprocessing
 from ..data.staging import Room, Staged, stage
+from ..engines.embedding import StoppedError
 from ..engines.memory import keep_freed_memory
 from .reading import Reading
 
@@ -40,6 +41,7 @@ MORE_SLOTS = 4  # batches that are with the device while every process decodes a
 MOST_MEMORY = 1 / 8  # of what is available, for all slots
 TAPS = 32  # pixels that make up one of the result, seldom more: four bytes twice each
 GRACE = 5.0  # seconds for a process to end
+LOOK = 0.2  # seconds between looks whether the work is being given up
 LockPages = Callable[[np.ndarray, bool], object]
 
 
@@ -68,12 +70,20 @@ class Found:
 
 
 class _Process:
-    """One of the processes, and the line to it."""
+    """One of the processes, and the line to it.
+
+    Attributes
+    ----------
+    pending : int or None
+        The slot of a batch that was asked for, and whose answer nobody has taken yet.
+    """
 
     def __init__(self, preprocessing: Preprocessing, slots: list[int], size: int, capacity: int):
         self.line, theirs = Pipe()
         with theirs:
-            words = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; " \
+            # Ctrl-C is for this process, which ends that one
+            words = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " \
+                    f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; " \
                     f"serve({theirs.fileno()}, {slots!r}, {size}, {capacity})"
             # libraries that compute would make a thread a core in each; names of files are read as here
             own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": str(sys.flags.utf8_mode)}
@@ -81,7 +91,37 @@ class _Process:
                 [sys.executable, "-c", words], pass_fds=(theirs.fileno(), *slots), env={**os.environ, **own},
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
-        self.line.send(preprocessing)
+        self.pending: int | None = None
+        self._send(preprocessing)
+
+    def ask(self, number: int, part: Dataset) -> None:
+        """Have it decode a batch into a slot."""
+        self._send((number, part))
+        self.pending = number
+
+    def answer(self, stopped: Callable[[], bool] = lambda: False) -> tuple[Any, Any, Any]:
+        """Wait for what was asked for.
+
+        Raises
+        ------
+        StoppedError
+            If that is given up; the answer is still to come then.
+        """
+        try:
+            while not self.line.poll(LOOK):
+                if stopped():
+                    raise StoppedError
+            found = self.line.recv()
+        except (EOFError, OSError):
+            raise self.ended() from None
+        self.pending = None
+        return found
+
+    def _send(self, message: Any) -> None:
+        try:
+            self.line.send(message)
+        except OSError:
+            raise self.ended() from None
 
     def ended(self) -> PipelineError:
         """Return what to say of a process that is gone."""
@@ -113,20 +153,25 @@ class DecodingProcesses:
     def __init__(self, preprocessing: Preprocessing, count: int, batch_size: int):
         slots = count + MORE_SLOTS
         height, width = preprocessing.transform.crop
-        capacity = min(batch_size * 3 * MOST_PIXELS, int(MOST_MEMORY * available_memory() / slots))
-        size = capacity + batch_size * (3 * height * width + 8 * TAPS * (height + width))
-        self._files = [os.memfd_create("pipeline-batch") for _ in range(slots)]
+        views, most = batch_size * (3 * height * width + 8 * TAPS * (height + width)), batch_size * 3 * MOST_PIXELS
+        size = min(views + most, int(MOST_MEMORY * available_memory() / slots))
         self._processes: list[_Process] = []
         self._idle, self._free = SimpleQueue[_Process](), SimpleQueue[int]()
         self._lock: LockPages = lambda memory, lock: None
         self._locked = set[int]()
+        files = list[int]()
         try:
-            self.slots = [_mapped(file, size) for file in self._files]
+            for _ in range(slots):
+                files.append(os.memfd_create("pipeline-batch"))
+            self.slots = [_mapped(file, size) for file in files]
             for _ in range(count):
-                self._processes.append(_Process(preprocessing, self._files, size, capacity))
+                self._processes.append(_Process(preprocessing, files, size, max(0, size - views)))
         except BaseException:
             self.close()
             raise
+        finally:
+            for file in files:  # whoever has it mapped needs it no more
+                os.close(file)
         for number in range(slots):
             self._free.put(number)
         for process in self._processes:
@@ -137,32 +182,39 @@ class DecodingProcesses:
         self._lock = lock_pages
 
     @contextmanager
-    def decoded(self, part: Dataset) -> Iterator[Found]:
+    def decoded(self, part: Dataset, stopped: Callable[[], bool] = lambda: False) -> Iterator[Found]:
         """Yield the images of a data set, a batch, decoded by whichever process is idle first.
 
         Raises
         ------
         PipelineError
             If that process is gone; `DataError` for a file that is no longer what was listed.
+        StoppedError
+            If the work is being given up, as `stopped` tells.
         """
-        number = self._free.get()
+        process, number, found = self._idle.get(), None, None
         try:
-            yield self._ask(number, part)
-        finally:
-            self._free.put(number)
-
-    def _ask(self, number: int, part: Dataset) -> Found:
-        process = self._idle.get()
-        try:
-            process.line.send((number, part))
+            if process.pending is not None:  # what nobody waited for any more
+                abandoned = process.pending
+                process.answer(stopped)
+                self._free.put(abandoned)
+            number = self._free.get()
             if number not in self._locked:
                 self._locked.add(number)
                 self._lock(self.slots[number], True)
-            kind, found, spans = process.line.recv()
-        except (EOFError, OSError):
-            raise process.ended() from None
+            process.ask(number, part)
+            found = process.answer(stopped)
         finally:
-            self._idle.put(process)  # one that is gone says so to the next, who would else wait for ever
+            # one that is gone says so to the next, who would else wait for ever; a slot that is still written to waits
+            if number is not None and found is None and process.pending is None:
+                self._free.put(number)
+            self._idle.put(process)
+        try:
+            yield self._taken(number, *found)
+        finally:
+            self._free.put(number)
+
+    def _taken(self, number: int, kind: Any, found: Any, spans: Any) -> Found:
         if kind is not None:
             raise kind(found)
         memory = self.slots[number].data
@@ -178,9 +230,7 @@ class DecodingProcesses:
                 process.process.wait(GRACE)
         for number in self._locked:
             self._lock(self.slots[number], False)
-        for file in self._files:
-            os.close(file)
-        self._files, self._processes, self._locked = [], [], set()
+        self._processes, self._locked = [], set()
 
 
 def _mapped(file: int, size: int) -> np.ndarray:
@@ -198,7 +248,6 @@ def serve(line: int, slots: list[int], size: int, capacity: int) -> None:
     slots : list of int
         Those of the memory, `size` bytes each, of which images as decoded may take `capacity`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other, which ends this one
     keep_freed_memory()
     connection, memory = Connection(line), [_mapped(slot, size) for slot in slots]
     rooms = [Room(capacity, partial(_the_same, held)) for held in memory]

@@ -13,7 +13,7 @@ from pipeline.backbones import resolve
 from pipeline.data import load_dataset
 from pipeline.data.augmentation import AUGMENTATIONS
 from pipeline.finetuning.batches import Decoder, grouped
-from pipeline.finetuning.device_batches import DeviceDecoder
+from pipeline.finetuning.device_batches import DeviceDecoder, _side_by_side
 from pipeline.finetuning.settings import FinetuneSettings
 from pipeline.finetuning.training import train
 
@@ -52,6 +52,19 @@ def test_they_hold_what_the_processors_way_draws(dataset, augmentation, memory):
                     augmentation in ("none", "flip", "cifar")):  # fmt: skip
                 assert apart.max() == 0
     assert device.failures.keys() == usual.failures.keys() and len(device.failures) == 1
+
+
+def test_memory_is_bounded_whatever_lies_side_by_side_and_what_cannot_be_resized_is_left_out(tmp_path):
+    for number, size in enumerate([(5000, 100), (100, 5000), (300, 200), (100, 5000), (60_000, 1)]):
+        Image.new("RGB", size, (number * 40, 90, 30)).save(tmp_path / f"{number}.png")
+    odd = load_dataset(str(tmp_path), cache_dir=tmp_path / "cache")
+    assert _side_by_side({0: (100, 5000, 3), 1: (5000, 100, 3), 4: (300, 200, 3)}) == [[0], [1], [4]]
+    assert _side_by_side({0: (300, 200, 3), 2: (200, 300, 3)}) == [[0, 2]]
+    for augmentation in ("none", "flip", "cifar"):
+        usual, device = Decoder(odd, TRANSFORM), DeviceDecoder(torch.device("cpu"), odd, TRANSFORM, 1)
+        (expected, *_), (found, *_) = batches_of(usual, augmentation), batches_of(device, augmentation)
+        assert torch.equal(found.inputs, expected.inputs)
+        assert device.failures == usual.failures and "too elongated" in device.failures[4]
 
 
 def test_images_stay_on_the_device_and_nowhere_else_while_there_is_room(dataset):

@@ -25,6 +25,7 @@ from pipeline.data.augmentation import Views
 from pipeline.data.preprocessing import MOST_PIXELS
 from pipeline.data.staging import Room, stage
 from pipeline.engines import Running
+from pipeline.engines.embedding import StoppedError
 from pipeline.engines.torch_engine import TorchEngine
 from pipeline.stage_one import computer, decoding_processes
 from pipeline.stage_one.decoding_processes import DecodingProcesses
@@ -184,6 +185,57 @@ def test_ctrl_c_and_a_full_disk_end_them_too(folder, tmp_path, processes, monkey
         extracted(folder, tmp_path, batch_size=4, workers=2)
     assert all(process.poll() is not None for process in processes[0].were)
     assert len(extracted(folder, tmp_path, batch_size=4, workers=2)[0]) == 23
+
+
+def test_giving_up_waits_for_no_batch_and_no_later_one_gets_its_rows(folder, tmp_path):
+    dataset = load_dataset(str(folder), cache_dir=tmp_path)
+    with closing(DecodingProcesses(resolve("efficientnet_lite0").preprocessing, 1, 64)) as made:
+        with pytest.raises(StoppedError), made.decoded(dataset.part(np.arange(24).repeat(40)), lambda: True):
+            pass
+        with made.decoded(dataset.part(np.arange(3))) as found:
+            assert found.staged.count == 3
+
+        def refuse(memory, lock):
+            raise RuntimeError("no such device")
+
+        made.locked_by(refuse)
+        made._locked.clear()
+        with pytest.raises(RuntimeError, match="no such device"), made.decoded(dataset.part(np.arange(5))):
+            pass
+        made.locked_by(lambda memory, lock: None)
+        with made.decoded(dataset.part(np.arange(2))) as found:
+            assert found.staged.count == 2
+        assert made._free.qsize() == len(made.slots) and made._idle.qsize() == 1
+
+
+def test_a_process_that_dies_at_once_is_one_line(folder, tmp_path, monkeypatch):
+    popen = subprocess.Popen
+
+    def short_lived(words, **settings):
+        return popen([*words[:2], "raise SystemExit(3)"], **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", short_lived)
+    with pytest.raises(PipelineError, match="ended with exit code 3"):
+        made = DecodingProcesses(resolve("pixels").preprocessing, 1, 8)
+        try:
+            with made.decoded(load_dataset(str(folder), cache_dir=tmp_path)):
+                pass
+        finally:
+            made.close()
+
+
+def test_where_the_system_refuses_threads_decode_and_a_note_says_why(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(TorchEngine, "__init__", lambda self, *words, **settings: ENGINE(
+        self, *words, **{**settings, "owned": True}))  # fmt: skip
+    monkeypatch.setattr(computer, "accelerated", lambda *words: True)
+    monkeypatch.setattr(computer, "MANY", 1)
+
+    def refused(name):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    done = pipeline.extract(str(folder), "pixels", cache_dir=tmp_path, device="cpu", engine="torch")
+    assert done.rows == 23 and [note for note in done.notes if "Too many open files" in note]
 
 
 SCRIPT = """
