@@ -39,6 +39,7 @@ from .reading import Reading
 
 MORE_SLOTS = 4  # batches that are with the device while every process decodes another
 MOST_MEMORY = 1 / 8  # of what is available, for all slots
+LEAST = 2**20  # bytes of a slot; what does not fit goes over the line
 TAPS = 32  # pixels that make up one of the result, seldom more: four bytes twice each
 GRACE = 5.0  # seconds for a process to end
 LOOK = 0.2  # seconds between looks whether the work is being given up
@@ -154,7 +155,7 @@ class DecodingProcesses:
         slots = count + MORE_SLOTS
         height, width = preprocessing.transform.crop
         views, most = batch_size * (3 * height * width + 8 * TAPS * (height + width)), batch_size * 3 * MOST_PIXELS
-        size = min(views + most, int(MOST_MEMORY * available_memory() / slots))
+        size = min(views + most, max(LEAST, int(MOST_MEMORY * available_memory() / slots)))
         self._processes: list[_Process] = []
         self._idle, self._free = SimpleQueue[_Process](), SimpleQueue[int]()
         self._lock: LockPages = lambda memory, lock: None

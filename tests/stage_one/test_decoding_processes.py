@@ -208,6 +208,18 @@ def test_giving_up_waits_for_no_batch_and_no_later_one_gets_its_rows(folder, tmp
         assert made._free.qsize() == len(made.slots) and made._idle.qsize() == 1
 
 
+def test_with_next_to_no_memory_batches_go_over_the_line(folder, tmp_path, monkeypatch):
+    dataset = load_dataset(str(folder), cache_dir=tmp_path)
+    preprocessing = resolve("efficientnet_lite0").preprocessing
+    with closing(DecodingProcesses(preprocessing, 1, 32)) as usual, usual.decoded(dataset) as expected:
+        monkeypatch.setattr(decoding_processes, "available_memory", lambda: 0)
+        with closing(DecodingProcesses(preprocessing, 1, 32)) as made, made.decoded(dataset) as found:
+            assert len(made.slots[0]) == decoding_processes.LEAST and found.failures == expected.failures
+            assert found.staged.count == expected.staged.count == 23
+            engine = TorchEngine(resolve("efficientnet_lite0"), "cpu", 32, owned=True)
+            np.testing.assert_allclose(engine.staged(found.staged), engine.staged(expected.staged), atol=1e-4)
+
+
 def test_a_process_that_dies_at_once_is_one_line(folder, tmp_path, monkeypatch):
     popen = subprocess.Popen
 
