@@ -133,9 +133,14 @@ class Embedder:
                            workers=threads, cache_dir=cache_dir)
         return cls(made, running.batch_size, threads)
 
+    @property
+    def resizes(self) -> bool:
+        """Whether the engine takes images as a device does, see `Preprocessing.for_device`."""
+        return getattr(self.engine, "resizes", False)
+
     def preprocess(self, preprocessing: Preprocessing) -> Callable[..., Ready]:
         """Return what makes of a file's content, and limits, what the engine suits to be given."""
-        return preprocessing.for_device if getattr(self.engine, "resizes", False) else preprocessing.pixels
+        return preprocessing.for_device if self.resizes else preprocessing.pixels
 
     def embed(
         self,
@@ -174,7 +179,7 @@ class Embedder:
             for index in map(int, batch):
                 if self._stop.is_set():
                     raise StoppedError
-                with _noting(failures, index):
+                with noting(failures, index):
                     found[index] = pixels(index)
             if found:
                 rows += self._forward(found, failures)
@@ -263,7 +268,7 @@ def _by_image(rows: np.ndarray, views: int) -> np.ndarray:
 
 
 @contextmanager
-def _noting(failures: dict[int, str], index: int) -> Iterator[None]:
+def noting(failures: dict[int, str], index: int) -> Iterator[None]:
     """Keep the reason why an image could not be read."""
     try:
         yield
@@ -275,7 +280,7 @@ def _one_by_one(found: dict[int, Ready], failures: dict[int, str]) -> dict[int, 
     """Decode files that could not be decoded together."""
     decoded: dict[int, Ready] = {}
     for index, one in found.items():
-        with _noting(failures, index):
+        with noting(failures, index):
             decoded[index] = one.decoded() if isinstance(one, Encoded) else one
     return decoded
 

@@ -93,9 +93,9 @@ class Recordings:
         """Whether there is one, which takes memory."""
         return self._recording is not None
 
-    def stop(self, why: str = "") -> None:
+    def stop(self, why: str) -> None:
         """Run every step as usual from now on, and free what was recorded."""
-        if why and self._record:
+        if self._record:
             self._log(f"steps are launched one operation at a time, not as a CUDA graph: {why}")
         self._record = self._recording = None
 

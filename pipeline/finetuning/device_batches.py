@@ -88,10 +88,12 @@ class DeviceDecoder(Decoder):
         """Return (n, H, W, 3) uint8 on the device."""
         crop = self.transform.crop
         pixels = torch.empty((len(views), *crop, 3), dtype=torch.uint8, device=self._device)
-        keep = self._sent if plain else self._kept_there
         for parts in _side_by_side({place: view.image.shape for place, view in enumerate(views)
                                     if isinstance(view, _Part)}):  # fmt: skip
-            images = [keep(int(indices[place]), False, views[place].image) for place in parts]
+            images = [self._sent(views[place].image) for place in parts]
+            for place, image in zip(parts, images, strict=True):
+                if not plain:  # of which the view is kept instead
+                    self._keep(int(indices[place]), False, image)
             plan = Plan.of([views[place].resizing for place in parts], crop, self.transform.interpolation)
             made = resized(images, plan, self.transform.fill)
             pixels[parts if len(parts) < len(views) else slice(None)] = made
@@ -99,25 +101,23 @@ class DeviceDecoder(Decoder):
             if not isinstance(view, _Part):
                 pixels[place] = view if isinstance(view, torch.Tensor) else torch.from_numpy(np.array(view))
             if plain:
-                self._kept_there(int(indices[place]), True, pixels[place])
+                self._keep(int(indices[place]), True, pixels[place])
         return pixels
 
-    def _sent(self, index: int, plain: bool, image: np.ndarray | torch.Tensor) -> torch.Tensor:
+    def _sent(self, image: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Return an image on the device."""
         if isinstance(image, torch.Tensor):
             return image
         return torch.from_numpy(np.require(image, requirements="W")).to(self._device)
 
-    def _kept_there(self, index: int, plain: bool, image: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Return an image on the device, and keep it there, and no longer here, while there is room."""
-        there = self._sent(index, plain, image)
+    def _keep(self, index: int, plain: bool, there: torch.Tensor) -> None:
+        """Keep an image on the device, and no longer here, while there is room."""
         if (index, plain) not in self._there and there.nbytes <= self._room_there:
             self._room_there -= there.nbytes
             self._there[index, plain] = there
             with self._lock:
                 if (kept := self._kept.pop((index, False), None)) is not None:
                     self._room += kept.nbytes
-        return there
 
 
 def _side_by_side(shapes: dict[int, tuple[int, ...]]) -> list[list[int]]:

@@ -129,7 +129,7 @@ class LocalComputer:
             engine = self._embedder.engine
             self.notes = engine.notes
             # what was decoded ahead is resized already; from now on the device does that
-            self._reading.for_device = getattr(engine, "resizes", False)
+            self._reading.for_device = self._embedder.resizes
             if self._processes and not self._reading.for_device:
                 self.close()  # it is no accelerator after all
             if self._processes:

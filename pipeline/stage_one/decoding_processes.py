@@ -30,10 +30,10 @@ import numpy as np
 
 from ..core.errors import DataError, PipelineError
 from ..core.machine import available_memory
-from ..data import Dataset, UnreadableImageError
+from ..data import Dataset
 from ..data.preprocessing import MOST_PIXELS, Preprocessing
 from ..data.staging import Room, Staged, stage
-from ..engines.embedding import StoppedError
+from ..engines.embedding import StoppedError, noting
 from ..engines.memory import keep_freed_memory
 from .reading import Reading
 
@@ -279,10 +279,8 @@ def _reply(part: Dataset, preprocessing: Preprocessing, room: Room, memory: np.n
     try:
         reading, failures, images = Reading(part, preprocessing, for_device=True), dict[int, str](), []
         for place in range(len(part)):
-            try:
+            with noting(failures, place):
                 images.append(reading(place))
-            except UnreadableImageError as error:
-                failures[place] = str(error)
         room.clear()
         found = Found(stage(images, preprocessing.transform, room), failures, reading.passing & failures.keys())
         return None, pickle.dumps(found, 5, buffer_callback=elsewhere), spans
